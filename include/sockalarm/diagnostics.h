@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <optional>
+#include <sockalarm/address.h>
+#include <string>
+#include <vector>
+
+namespace sockalarm {
+
+// One thing that this kernel, this process's privileges or this build gives or does not give.
+struct Feature {
+  std::string name;
+  bool available = false;
+  std::string detail;  // what was found, or the exact reason why not
+  std::string remedy;  // what to do about it; empty when available
+};
+
+// Looks at the machine; loads and unloads the BPF programs if it may. Tens of milliseconds. Any thread.
+std::vector<Feature> probe_features();
+
+// One open descriptor, in facts. Fields that do not apply are empty.
+struct DescriptorInfo {
+  int fd = -1;
+  std::string kind;    // "file", "pipe", "tcp", "udp", "unix-stream", "eventfd", ...
+  std::string target;  // path or /proc/PID/fd link
+  std::optional<SocketAddress> local, peer;
+  std::string state;   // TCP state name
+  std::uint64_t cookie = 0;
+  bool listening = false;
+};
+
+bool is_socket(int fd) noexcept;
+// One descriptor of this process. errno (EBADF) if it is not open.
+[[nodiscard]] Result<DescriptorInfo> describe_descriptor(int fd);
+// All of this process, or of another one: sockets by pidfd_getfd(2) (Linux 5.6), which needs the right to
+// ptrace it; without it their addresses stay empty. ESRCH, EACCES.
+[[nodiscard]] Result<std::vector<DescriptorInfo>> descriptor_table(std::optional<pid_t> pid = std::nullopt);
+std::string to_string(const DescriptorInfo& info);  // one line for people
+
+}  // namespace sockalarm

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <sockalarm/action.h>
+#include <sockalarm/event.h>
+#include <sockalarm/result.h>
+#include <stop_token>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace sockalarm {
+
+namespace detail {
+class Core;
+struct AlarmRecord;
+struct Socket;
+struct WatchHandle;
+}  // namespace detail
+
+// Where events come from. All mean the same; docs/sources.md lists the differences.
+enum class SourceKind { automatic, kernel, epoll, poll };
+std::string_view to_string(SourceKind kind) noexcept;
+[[nodiscard]] Result<SourceKind> parse_source(std::string_view text);
+
+enum class LogLevel { debug, info, warning, error };
+
+struct Options {
+  SourceKind source = SourceKind::automatic;  // the best one to be had; anything else: that one or an error
+  std::size_t max_watches = 0;   // room in the kernel table; 0: as many as this process may have descriptors.
+                                 // Sockets beyond it are watched by epoll
+  std::size_t ring_bytes = 256 * 1024;  // rounded up to a power of two >= a page. Smaller is only slower
+  std::chrono::milliseconds closed_check{500};  // how often alarms on `closed` compare descriptor and socket
+  std::function<void(LogLevel, std::string_view)> log;  // called on any thread, also the dispatcher; may be empty
+};
+
+// Which source serves, and why no better one does.
+struct Description {
+  SourceKind source = SourceKind::automatic;
+  std::string text;                   // one line for people
+  std::vector<std::string> why_not;   // one line for each better source that was refused: the exact reason
+};
+
+// Counters since the Watcher was made; each only grows but `watches`.
+struct Stats {
+  std::uint64_t watches = 0;          // sockets registered now
+  std::uint64_t fired = 0;            // alarms that went off
+  std::uint64_t actions_run = 0;
+  std::uint64_t actions_failed = 0;   // the log hook was told why
+  std::uint64_t records = 0;          // read from the kernel's ring
+  std::uint64_t records_lost = 0;     // the ring was full: the table was swept instead, nothing was missed
+  std::uint64_t records_bad = 0;      // malformed or unknown kind
+};
+
+struct ArmOptions {
+  Events on = events::shut;
+  std::chrono::nanoseconds deadline{0};  // fire with events::deadline after this long; 0: never
+};
+
+// What a cancel() found. As a truth value (changed_anything()) it is the ancestor's return value.
+enum class Cancelled {
+  prevented,    // it was armed: nothing of it ran or ever will
+  interrupted,  // it had fired: what had not started never will
+  inactive,     // not armed, or its chain had ended: nothing changed
+};
+constexpr bool changed_anything(Cancelled c) noexcept { return c != Cancelled::inactive; }
+
+// An action chain armed on a watch; disarmed by its destructor, which then waits for an action that is just
+// running (not when called from inside that action), so nothing of it runs after the scope.
+// One thread at a time may call start() and destroy; every other function may be called from any thread,
+// also from inside an action. The chain runs at most once per start().
+// After fork() the child's copy is inert: it answers, changes nothing, and start() says false.
+class Alarm {
+ public:
+  Alarm(Alarm&&) noexcept;
+  Alarm& operator=(Alarm&&) noexcept;
+  ~Alarm();
+
+  // Arm again, for the calling thread. False: it was armed or its chain is under way. If the peer is gone
+  // already it fires at once.
+  bool start();
+  // When it returns, no further action of this alarm starts.
+  Cancelled cancel() noexcept;
+  // And none is running either.
+  Cancelled cancel_and_wait() noexcept;
+
+  bool active() const noexcept;     // armed, or its chain is under way
+  bool triggered() const noexcept;  // it fired since the last start()
+  bool finished() const noexcept;   // and ran to the end of its chain
+  int current_action() const noexcept;  // -1 not triggered; index of the action running; past the end: size
+  std::size_t action_count() const noexcept;
+  Event cause() const;  // what set it off; empty before triggered()
+  Events events() const noexcept;
+  const ActionChain& actions() const noexcept;
+  int fd() const noexcept;
+
+ private:
+  friend class Watch;
+  explicit Alarm(std::shared_ptr<detail::AlarmRecord> record) noexcept;
+  std::shared_ptr<detail::AlarmRecord> record_;  // null: moved from
+};
+
+// Descriptor, events, state and the numbered actions in words, for logs.
+std::string to_string(const Alarm& alarm);
+
+// The registration of one socket, made once per connection; unregistered by the destructor. The descriptor
+// stays the caller's: closing it while watched is allowed (see events::closed) and is seen by cookie, so a
+// reused number never fires a stranger's alarm. Watching one socket twice, or a dup of it, is allowed.
+// Any thread may call; destroying excludes other calls. Keeps the Watcher's machinery alive, but not running.
+class Watch {
+ public:
+  Watch(Watch&&) noexcept;
+  Watch& operator=(Watch&&) noexcept;
+  ~Watch();
+
+  // Has the peer gone (any of events::shut)? One memory load; safe in a hot loop and in signal handlers.
+  bool peer_gone() const noexcept {
+    return (__atomic_load_n(seen_, __ATOMIC_ACQUIRE) & events::shut.bits()) != 0;
+  }
+  Events seen() const noexcept {
+    return Events(static_cast<std::uint32_t>(__atomic_load_n(seen_, __ATOMIC_ACQUIRE))) & events::all;
+  }
+  std::chrono::steady_clock::time_point seen_at() const noexcept;  // of the first of events::shut; epoch: none
+  int error() const noexcept;  // errno that came with it, if known
+
+  // Arm a chain for the calling thread. If a wanted event has happened already it fires at once.
+  // Errors: the chain's own error(), invalid_events, inert_after_fork, stopped.
+  [[nodiscard]] Result<Alarm> arm(ActionChain chain, ArmOptions options = {}) const;
+  [[nodiscard]] Result<Alarm> arm(ArmOptions options = {}) const;  // the default action: send_signal(SIGALRM)
+
+  // Stopped when one of `on` happens; every call returns the same token's state, the first call's `on` counts.
+  // Empty (never stopped) where arming fails: after fork() or when the Watcher is gone.
+  std::stop_token stop_token(Events on = events::shut) const;
+
+  int fd() const noexcept;
+  std::uint64_t cookie() const noexcept;
+  SourceKind source() const noexcept;  // which one serves this socket: AF_UNIX, MPTCP and SCTP are epoll's
+
+ private:
+  friend class Watcher;
+  explicit Watch(std::unique_ptr<detail::WatchHandle> handle) noexcept;
+  const std::uint64_t* seen_;  // in the shared table; of a moved-from Watch, a zero
+  std::unique_ptr<detail::WatchHandle> handle_;
+};
+
+// Knows the moment peers leave, on one background thread (all signals blocked there). Make one per process.
+// Any thread may call. Destroying it ends all chains after their running action; Watches and Alarms may
+// outlive it and then say `stopped`. After fork() the child's copy is inert; the child makes its own.
+// Nothing is lost when the kernel's ring is full: the shared table is swept.
+class Watcher {
+ public:
+  // Errors: what the forced source lacks (the text says which privilege or kernel feature), thread or
+  // descriptor limits.
+  [[nodiscard]] static Result<Watcher> create(Options options = {});
+  Watcher(Watcher&&) noexcept;
+  Watcher& operator=(Watcher&&) noexcept;
+  ~Watcher();
+
+  // Register a connected (or connecting) stream socket; `fd` is borrowed. What had already happened is seen.
+  // Errors: errno (EBADF...), not_a_socket, not_a_stream, not_connected, inert_after_fork.
+  [[nodiscard]] Result<Watch> watch(int fd) const;
+
+  Description describe() const;
+  Stats stats() const;
+
+ private:
+  explicit Watcher(std::shared_ptr<detail::Core> core) noexcept;
+  std::shared_ptr<detail::Core> core_;
+};
+
+}  // namespace sockalarm

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <signal.h>
+#include <sys/types.h>
+
+#include <chrono>
+#include <optional>
+#include <sockalarm/event.h>
+#include <sockalarm/result.h>
+#include <string>
+
+namespace sockalarm::detail {
+
+// What an action may know when it runs on the dispatcher thread.
+struct ActionContext {
+  const Event& event;            // what set the alarm off
+  pid_t arming_thread = 0;       // kernel thread id of the thread that armed
+  const sigset_t& program_mask;  // signal mask for programs that are started: the Watcher's creator's
+};
+
+// What the runner does next. The runner owns everything else: order, timers, counting, logging.
+struct Outcome {
+  enum class Next { proceed, pause, stop } next = Next::proceed;
+  std::chrono::nanoseconds pause_for{0};  // with pause: go on with the next action after this long
+  std::optional<Error> failure;           // counted and logged; the chain still does what `next` says
+
+  static Outcome proceed() { return {}; }
+  static Outcome failed(Error error) { return {Next::proceed, {}, std::move(error)}; }
+};
+
+// One action's behaviour. Immutable after construction, shared between threads.
+class ActionImpl {
+ public:
+  virtual ~ActionImpl() = default;
+  // Must not block (only call() may take the time its function takes) and must not throw.
+  virtual Outcome run(const ActionContext& context) const = 0;
+  virtual std::string text() const = 0;
+  // Why this action could never run; decided when it is built.
+  const std::optional<Error>& error() const noexcept { return error_; }
+
+ protected:
+  std::optional<Error> error_;
+};
+
+}  // namespace sockalarm::detail
