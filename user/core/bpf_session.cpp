@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/bpf_session.h"
+
+#include <bpf/bpf.h>
+#include <bpf/btf.h>
+#include <bpf/libbpf.h>
+#include <cap-ng.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <array>
+#include <bit>
+#include <cerrno>
+#include <cstdarg>
+#include <fstream>
+#include <optional>
+#include <sstream>
+#include <utility>
+
+#include "base/unique_fd.h"
+#include "core/ring_reader.h"
+#include "sockalarm.skel.h"
+
+namespace sockalarm::detail {
+namespace {
+
+constexpr std::uint32_t kClient = 0;  // this process; the registry's `client` counts from here
+constexpr const char* kBtfFile = "/sys/kernel/btf/vmlinux";
+
+// Collects what libbpf says in this thread while it lives. libbpf's print function is global to the process, so
+// other threads' messages go where they went before.
+class LibbpfMessages {
+ public:
+  LibbpfMessages() : before_(libbpf_set_print(&LibbpfMessages::print)) {
+    previous_ = before_;
+    current_ = this;
+  }
+  ~LibbpfMessages() {
+    current_ = nullptr;
+    libbpf_set_print(before_);
+  }
+  LibbpfMessages(const LibbpfMessages&) = delete;
+  LibbpfMessages& operator=(const LibbpfMessages&) = delete;
+
+  // The last warning is the one that says what failed.
+  const std::string& last() const noexcept { return last_; }
+
+ private:
+  static int print(libbpf_print_level level, const char* format, va_list arguments) {
+    if (current_ == nullptr) return previous_ != nullptr ? previous_(level, format, arguments) : 0;
+    if (level != LIBBPF_WARN) return 0;
+    std::array<char, 512> line{};
+    const int n = vsnprintf(line.data(), line.size(), format, arguments);
+    if (n > 0) current_->last_.assign(line.data());
+    while (!current_->last_.empty() && current_->last_.back() == '\n') current_->last_.pop_back();
+    return n;
+  }
+
+  static thread_local LibbpfMessages* current_;
+  static libbpf_print_fn_t previous_;
+  libbpf_print_fn_t before_;
+  std::string last_;
+};
+thread_local LibbpfMessages* LibbpfMessages::current_ = nullptr;
+libbpf_print_fn_t LibbpfMessages::previous_ = nullptr;
+
+// Memory shared with the kernel.
+class Mapping {
+ public:
+  Mapping() = default;
+  Mapping(void* address, std::size_t length) noexcept : address_(address), length_(length) {}
+  Mapping(Mapping&& other) noexcept
+      : address_(std::exchange(other.address_, nullptr)), length_(std::exchange(other.length_, 0)) {}
+  Mapping& operator=(Mapping&& other) noexcept {
+    std::swap(address_, other.address_);
+    std::swap(length_, other.length_);
+    return *this;
+  }
+  ~Mapping() {
+    if (address_ != nullptr) ::munmap(address_, length_);
+  }
+
+  static Result<Mapping> of(int fd, std::size_t length, int protection, std::size_t offset, const char* what) {
+    void* address = ::mmap(nullptr, length, protection, MAP_SHARED, fd, static_cast<off_t>(offset));
+    if (address == MAP_FAILED) return fail(Error::from_errno(errno, std::string("mmap() of the ") + what));
+    return Mapping(address, length);
+  }
+  void* get() const noexcept { return address_; }
+
+ private:
+  void* address_ = nullptr;
+  std::size_t length_ = 0;
+};
+
+std::size_t page_size() { return static_cast<std::size_t>(::sysconf(_SC_PAGESIZE)); }
+
+std::string missing_capabilities() {
+  std::string missing;
+  const auto has = [](unsigned capability) { return capng_have_capability(CAPNG_EFFECTIVE, capability) != 0; };
+  capng_clear(CAPNG_SELECT_BOTH);
+  if (capng_get_caps_process() != 0 || has(CAP_SYS_ADMIN)) return missing;
+  for (const auto& [capability, name] : {std::pair<unsigned, const char*>{CAP_BPF, "CAP_BPF"},
+                                         {CAP_PERFMON, "CAP_PERFMON"},
+                                         {CAP_NET_ADMIN, "CAP_NET_ADMIN"}}) {
+    if (!has(capability)) missing += (missing.empty() ? "" : ", ") + std::string(name);
+  }
+  return missing;
+}
+
+Error explain(int failed, const std::string& what, const std::string& libbpf_says) {
+  if (failed == EPERM || failed == EACCES) {
+    const std::string missing = missing_capabilities();
+    return Error(std::error_code(failed, std::system_category()),
+                 what + (missing.empty()
+                             ? ": refused although the capabilities are there: a user namespace, seccomp or kernel "
+                               "lockdown forbids bpf(2)"
+                             : ": this process lacks " + missing + " (run as root or grant them: setcap " +
+                                   "cap_bpf,cap_perfmon,cap_net_admin+ep PROGRAM)"));
+  }
+  Error error = Error::from_errno(failed, what);
+  return libbpf_says.empty() ? error : Error(error.code(), error.message() + " (" + libbpf_says + ")");
+}
+
+// The root of the cgroup v2 hierarchy, wherever it is mounted (proc_pid_mountinfo(5)).
+std::optional<std::string> cgroup2_root() {
+  std::ifstream mounts("/proc/self/mountinfo");
+  for (std::string line; std::getline(mounts, line);) {
+    std::istringstream fields(line);
+    std::string id, parent, device, root, mount_point, word, type;
+    fields >> id >> parent >> device >> root >> mount_point;
+    while (fields >> word && word != "-") {
+    }
+    fields >> type;
+    if (type == "cgroup2" && root == "/") return mount_point;
+  }
+  return std::nullopt;
+}
+
+// In a container's cgroup namespace "/" is not the host's root, and a hook there misses sockets made elsewhere.
+bool in_initial_cgroup_namespace() {
+  constexpr ino_t kInitial = 0xEFFFFFFB;  // PROC_CGROUP_INIT_INO, include/linux/proc_ns.h
+  struct stat status {};
+  return ::stat("/proc/self/ns/cgroup", &status) == 0 && status.st_ino == kInitial;
+}
+
+class KernelBtf {
+ public:
+  KernelBtf() : btf_(btf__load_vmlinux_btf()), error_(btf_ != nullptr ? 0 : errno) {}
+  ~KernelBtf() { btf__free(btf_); }
+  KernelBtf(const KernelBtf&) = delete;
+  KernelBtf& operator=(const KernelBtf&) = delete;
+
+  int error() const noexcept { return error_; }
+  bool has_tracepoint(const std::string& name) const {
+    return btf_ != nullptr && btf__find_by_name_kind(btf_, ("btf_trace_" + name).c_str(), BTF_KIND_TYPEDEF) > 0;
+  }
+
+ private:
+  btf* btf_;
+  int error_;
+};
+
+struct SkeletonDeleter {
+  void operator()(sockalarm_bpf* skeleton) const noexcept { sockalarm_bpf__destroy(skeleton); }
+};
+using Skeleton = std::unique_ptr<sockalarm_bpf, SkeletonDeleter>;
+
+struct LinkDeleter {
+  void operator()(bpf_link* link) const noexcept { bpf_link__destroy(link); }
+};
+using Link = std::unique_ptr<bpf_link, LinkDeleter>;
+
+Result<Link> attach(const bpf_program* program, const std::string& hook) {
+  LibbpfMessages messages;
+  Link link(bpf_program__attach(program));
+  if (!link) return fail(explain(errno, "attaching to " + hook, messages.last()));
+  return link;
+}
+
+Result<Link> attach_release(const bpf_program* program) {
+  const auto root = cgroup2_root();
+  if (!root) return fail(Error(Errc::unsupported, "no cgroup v2 hierarchy is mounted"));
+  const UniqueFd directory(::open(root->c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!directory) return fail(Error::from_errno(errno, *root));
+  LibbpfMessages messages;
+  Link link(bpf_program__attach_cgroup(program, directory.get()));
+  if (!link) return fail(explain(errno, "attaching to cgroup/sock_release at " + *root, messages.last()));
+  return link;
+}
+
+Result<UniqueFd> make_inner_map(const bpf_map* outer, const char* name, bpf_map_type type, std::uint32_t value_size,
+                                std::uint32_t entries, std::uint32_t flags) {
+  bpf_map_create_opts options{};
+  options.sz = sizeof options;
+  options.map_flags = flags;
+  UniqueFd map(bpf_map_create(type, name, value_size != 0 ? sizeof(std::uint32_t) : 0, value_size, entries, &options));
+  if (!map) return fail(explain(errno, std::string("creating map ") + name, ""));
+  const int fd = map.get();
+  if (bpf_map_update_elem(bpf_map__fd(outer), &kClient, &fd, BPF_ANY) != 0)
+    return fail(explain(errno, std::string("inserting map ") + name, ""));
+  return map;
+}
+
+class LoadedSession final : public BpfSession {
+ public:
+  // with_release: the release hook's program type needs CAP_NET_ADMIN, the tracepoints do not.
+  Result<void> load(std::uint32_t slots, bool with_release) {
+    LibbpfMessages messages;
+    skeleton_.reset(sockalarm_bpf__open());
+    if (!skeleton_) return fail(explain(errno, "opening the BPF object", messages.last()));
+    const KernelBtf btf;
+    if (btf.error() != 0) {
+      return fail(Error::from_errno(btf.error(), std::string("this kernel's type information (") + kBtfFile +
+                                                     ", CONFIG_DEBUG_INFO_BTF) cannot be read"));
+    }
+    if (!btf.has_tracepoint("inet_sock_set_state"))
+      return fail(Error(Errc::unsupported, "this kernel has no tracepoint inet_sock_set_state (Linux >= 4.16)"));
+    bpf_program__set_autoload(skeleton_->progs.on_set_state, true);
+    bpf_program__set_autoload(skeleton_->progs.on_error_report, btf.has_tracepoint("inet_sk_error_report"));
+    bpf_program__set_autoload(skeleton_->progs.on_destroy, btf.has_tracepoint("tcp_destroy_sock"));
+    bpf_program__set_autoload(skeleton_->progs.on_read, btf.has_tracepoint("tcp_rcv_space_adjust"));
+    bpf_program__set_autoload(skeleton_->progs.on_release, with_release);
+    bpf_map__set_max_entries(skeleton_->maps.registry, slots);
+    if (const int failed = -sockalarm_bpf__load(skeleton_.get()); failed != 0)
+      return fail(explain(failed, "loading the BPF programs", messages.last()));
+    return {};
+  }
+
+  Result<void> make_maps(std::uint32_t slots, std::size_t ring_bytes) {
+    auto table = make_inner_map(skeleton_->maps.watch_tables, "watch_table", BPF_MAP_TYPE_ARRAY, sizeof(WatchState),
+                                slots, BPF_F_MMAPABLE | BPF_F_INNER_MAP);
+    if (!table) return fail(table.error());
+    auto ring = make_inner_map(skeleton_->maps.event_rings, "event_ring", BPF_MAP_TYPE_RINGBUF, 0,
+                               static_cast<std::uint32_t>(ring_bytes), 0);
+    if (!ring) return fail(ring.error());
+    ring_ = std::move(*ring);
+
+    const std::size_t page = page_size();
+    auto table_memory = Mapping::of(table->get(), sizeof(WatchState) * slots, PROT_READ | PROT_WRITE, 0, "watch table");
+    if (!table_memory) return fail(table_memory.error());
+    auto consumer = Mapping::of(ring_.get(), page, PROT_READ | PROT_WRITE, 0, "ring's consumer page");
+    if (!consumer) return fail(consumer.error());
+    auto producer = Mapping::of(ring_.get(), page + 2 * ring_bytes, PROT_READ, page, "ring's data");
+    if (!producer) return fail(producer.error());
+    table_memory_ = std::move(*table_memory);
+    consumer_ = std::move(*consumer);
+    producer_ = std::move(*producer);
+    table_ = {static_cast<WatchState*>(table_memory_.get()), slots};
+    reader_.emplace(static_cast<std::uint64_t*>(consumer_.get()), static_cast<const std::uint64_t*>(producer_.get()),
+                    page, ring_bytes);
+    return {};
+  }
+
+  Result<void> attach_all() {
+    Result<Link> release = fail(Error(Errc::unsupported, "the release hook could not be loaded"));
+    if (bpf_program__fd(skeleton_->progs.on_release) >= 0) release = attach_release(skeleton_->progs.on_release);
+    if (release) links_.push_back(std::move(*release));
+    if (!release || !in_initial_cgroup_namespace()) {
+      if (auto destroy = attach(skeleton_->progs.on_destroy, "tcp_destroy_sock"))
+        links_.push_back(std::move(*destroy));
+      else if (!release)
+        return fail(release.error());
+    }
+    if (bpf_program__fd(skeleton_->progs.on_error_report) >= 0) {
+      auto errors = attach(skeleton_->progs.on_error_report, "inet_sk_error_report");
+      if (!errors) return fail(errors.error());
+      links_.push_back(std::move(*errors));
+    }
+    auto states = attach(skeleton_->progs.on_set_state, "inet_sock_set_state");
+    if (!states) return fail(states.error());
+    links_.push_back(std::move(*states));
+    return {};
+  }
+
+  std::span<WatchState> table() noexcept override { return table_; }
+  std::uint64_t lost() noexcept override {
+    auto* header = reinterpret_cast<sockalarm_table_header*>(&table_.front());
+    return __atomic_load_n(&header->lost, __ATOMIC_SEQ_CST);
+  }
+  int ring_fd() const noexcept override { return ring_.get(); }
+  void drain(std::vector<sockalarm_record>& out) override { reader_->drain(out); }
+  std::uint64_t bad_records() const noexcept override { return reader_->bad(); }
+
+  Result<void> enroll(std::uint64_t cookie, std::uint32_t slot, std::uint32_t generation) override {
+    const sockalarm_registration where{kClient, slot, generation, static_cast<std::uint32_t>(::getpid())};
+    if (bpf_map_update_elem(registry(), &cookie, &where, BPF_ANY) == 0) return {};
+    return fail(explain(errno, "registering a socket with the kernel", ""));
+  }
+  void dismiss(std::uint64_t cookie) noexcept override {
+    bpf_map_delete_elem(registry(), &cookie);  // ENOENT: the kernel had forgotten it already
+  }
+
+  bool watch_reads(bool on) override {
+    if (bpf_program__fd(skeleton_->progs.on_read) < 0) return false;
+    if (!on) {
+      reads_.reset();
+    } else if (!reads_) {
+      auto link = attach(skeleton_->progs.on_read, "tcp_rcv_space_adjust");
+      if (link) reads_ = std::move(*link);
+    }
+    return !on || reads_ != nullptr;
+  }
+
+  // The mappings stay: the child's objects still read them. The links go, else the child would keep the programs
+  // attached after the parent's end.
+  void after_fork() noexcept override {
+    links_.clear();
+    reads_.reset();
+    skeleton_.reset();
+    ring_.reset();
+  }
+
+ private:
+  int registry() const noexcept { return bpf_map__fd(skeleton_->maps.registry); }
+
+  Skeleton skeleton_;
+  std::vector<Link> links_;
+  Link reads_;
+  UniqueFd ring_;
+  Mapping table_memory_, consumer_, producer_;
+  std::span<WatchState> table_;
+  std::optional<RingReader> reader_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<BpfSession>> BpfSession::open(std::uint32_t slots, std::size_t ring_bytes) {
+  auto session = std::make_unique<LoadedSession>();
+  if (!session->load(slots, true)) {
+    if (auto ok = session->load(slots, false); !ok) return fail(ok.error());
+  }
+  if (auto ok = session->make_maps(slots, std::bit_ceil(std::max(ring_bytes, page_size()))); !ok) return fail(ok.error());
+  if (auto ok = session->attach_all(); !ok) return fail(ok.error());
+  return std::unique_ptr<BpfSession>(std::move(session));
+}
+
+std::vector<Feature> BpfSession::probe() { return {}; }
+
+}  // namespace sockalarm::detail

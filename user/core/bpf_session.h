@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <sockalarm/diagnostics.h>
+#include <sockalarm/result.h>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/watch_state.h"
+
+namespace sockalarm::detail {
+
+// The loaded and attached BPF programs with their maps: everything that needs libbpf. Its destructor detaches.
+class BpfSession {
+ public:
+  // slots: length of the table, slot 0 included. Errors name the missing privilege or kernel feature.
+  static Result<std::unique_ptr<BpfSession>> open(std::uint32_t slots, std::size_t ring_bytes);
+  // One row for each program and map type, as far as they can be tried here.
+  static std::vector<Feature> probe();
+
+  virtual ~BpfSession() = default;
+
+  virtual std::span<WatchState> table() noexcept = 0;
+  // Records that found the ring full, ever.
+  virtual std::uint64_t lost() noexcept = 0;
+  virtual int ring_fd() const noexcept = 0;
+  // Appends the records that are complete. One thread.
+  virtual void drain(std::vector<sockalarm_record>& out) = 0;
+  virtual std::uint64_t bad_records() const noexcept = 0;
+
+  virtual Result<void> enroll(std::uint64_t cookie, std::uint32_t slot, std::uint32_t generation) = 0;
+  virtual void dismiss(std::uint64_t cookie) noexcept = 0;
+  // Attach or detach the program on the receive path. False: not to be had here.
+  virtual bool watch_reads(bool on) = 0;
+  virtual void after_fork() noexcept = 0;
+
+  BpfSession(const BpfSession&) = delete;
+  BpfSession& operator=(const BpfSession&) = delete;
+
+ protected:
+  BpfSession() = default;
+};
+
+}  // namespace sockalarm::detail

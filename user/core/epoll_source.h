@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+
+#include "base/unique_fd.h"
+#include "core/source.h"
+
+namespace sockalarm::detail {
+
+// Waits on one epoll(7) instance for sockets, for wake(), and for the kernel source's ring. Sockets are registered
+// edge-triggered and carry their cookie, so a wake-up costs nothing for the sockets that stay silent.
+class EpollSource : public Source {
+ public:
+  static Result<std::unique_ptr<EpollSource>> open();
+
+  SourceKind kind() const noexcept override { return SourceKind::epoll; }
+  Result<void> add(Socket& socket) override;
+  void remove(Socket& socket) noexcept override;
+  void want(Socket& socket, Events momentary) override;
+  bool wait(std::optional<std::chrono::steady_clock::time_point> until, std::vector<News>& news) override;
+  void wake() noexcept override;
+  void after_fork() noexcept override;
+
+  // For the kernel source. `fd` is lent; what was read from it is news that this source does not look at.
+  Result<void> add_ring(int fd);
+  // Readable and urgent of a socket whose sticky events come from the kernel.
+  void want_only(Socket& socket, Events momentary) noexcept;
+
+ protected:
+  EpollSource(UniqueFd epoll, UniqueFd wake) : epoll_(std::move(epoll)), wake_(std::move(wake)) {}
+
+ private:
+  UniqueFd epoll_, wake_;
+  std::atomic<bool> awake_{false};  // wake() was called and wait() has not seen it yet: one write is enough
+};
+
+}  // namespace sockalarm::detail

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <deque>
+
+#include "core/bpf_session.h"
+#include "core/epoll_source.h"
+#include "core/socket.h"
+#include "core/sources.h"
+
+namespace sockalarm::detail {
+namespace {
+
+// Plain TCP sockets by the BPF programs; all others, those beyond the table's length, and what the kernel side
+// does not report (readable, urgent) by the epoll source that it is built on.
+class KernelSource final : public Source {
+ public:
+  KernelSource(std::unique_ptr<BpfSession> session, std::unique_ptr<EpollSource> epoll)
+      : session_(std::move(session)), epoll_(std::move(epoll)) {
+    for (std::uint32_t slot = 1; slot < session_->table().size(); ++slot) free_slots_.push_back(slot);
+  }
+
+  SourceKind kind() const noexcept override { return SourceKind::kernel; }
+
+  Result<void> add(Socket& socket) override {
+    if (!socket.kind.tcp || free_slots_.empty()) return epoll_->add(socket);
+    const std::uint32_t slot = free_slots_.front();
+    WatchState& state = session_->table()[slot];
+    // The state first, then the registry: from there on the kernel finds it. The slot's alarm generation goes on
+    // counting; nothing else of the slot's former socket remains.
+    const auto generation = static_cast<std::uint32_t>(shared(state.seen).load() >> 32) + 1;
+    shared(state.fin_at).store(0);
+    shared(state.end_at).store(0);
+    shared(state.error).store(0);
+    shared(state.extra).store(0);
+    shared(state.cookie).store(socket.cookie);
+    Control control = Control::unpack(shared(state.control).load());
+    control.state = Control::State::idle;
+    shared(state.control).store(control.pack());
+    shared(state.seen).store(std::uint64_t{generation} << 32);
+    if (auto enrolled = session_->enroll(socket.cookie, slot, generation); !enrolled) return enrolled;
+    free_slots_.pop_front();
+    socket.state = &state;
+    socket.slot = slot;
+    socket.registered_fd = socket.fds.front();
+    socket.served_by = SourceKind::kernel;
+    return {};
+  }
+
+  void remove(Socket& socket) noexcept override {
+    if (socket.slot == 0) return epoll_->remove(socket);
+    if (socket.momentary) epoll_->want_only(socket, events::none);
+    session_->dismiss(socket.cookie);
+    // First in, first out: the longest possible time before a slot means another socket.
+    free_slots_.push_back(socket.slot);
+  }
+
+  void want(Socket& socket, Events momentary) override {
+    if (socket.slot == 0)
+      epoll_->want(socket, momentary);
+    else
+      epoll_->want_only(socket, momentary);
+  }
+
+  // Attached while at least one socket needs it.
+  bool watch_reads(Socket& socket, bool on) override {
+    if (socket.slot == 0) return false;
+    const int users = reads_users_ + (on ? 1 : -1);
+    if ((users == 0 || (on && reads_users_ == 0)) && !session_->watch_reads(on)) return false;
+    reads_users_ = users;
+    return true;
+  }
+
+  bool wait(std::optional<std::chrono::steady_clock::time_point> until, std::vector<News>& news) override {
+    epoll_->wait(until, news);
+    records_.clear();
+    session_->drain(records_);
+    for (const sockalarm_record& record : records_) {
+      ++stats_.records;
+      news.push_back({record.cookie, Events(record.events) & events::all, static_cast<int>(record.error), record.at,
+                      News::Certainty::recorded});
+    }
+    stats_.bad = session_->bad_records();
+    // After the records were freed (see push() on the kernel side).
+    const std::uint64_t lost = session_->lost();
+    const bool some_lost = lost != stats_.lost;
+    stats_.lost = lost;
+    return some_lost;
+  }
+
+  void wake() noexcept override { epoll_->wake(); }
+  SourceStats stats() const noexcept override { return {stats_.records, stats_.lost, stats_.bad}; }
+
+  void after_fork() noexcept override {
+    session_->after_fork();
+    epoll_->after_fork();
+  }
+
+ private:
+  struct Counters {  // written by the dispatcher, read by any thread
+    std::atomic<std::uint64_t> records{0}, lost{0}, bad{0};
+  };
+
+  std::unique_ptr<BpfSession> session_;
+  std::unique_ptr<EpollSource> epoll_;
+  std::deque<std::uint32_t> free_slots_;
+  int reads_users_ = 0;
+  std::vector<sockalarm_record> records_;
+  Counters stats_;
+};
+
+std::uint32_t table_length(std::size_t wanted) {
+  if (wanted == 0) {
+    rlimit limit{};
+    wanted = ::getrlimit(RLIMIT_NOFILE, &limit) == 0 ? limit.rlim_cur : 0;
+    wanted = std::clamp<std::size_t>(wanted, 1024, 65536);
+  }
+  return static_cast<std::uint32_t>(std::min<std::size_t>(wanted, 1U << 24)) + 1;  // and slot 0
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Source>> make_kernel_source(const Options& options) {
+  auto session = BpfSession::open(table_length(options.max_watches), options.ring_bytes);
+  if (!session) return fail(session.error());
+  auto epoll = EpollSource::open();
+  if (!epoll) return fail(epoll.error());
+  if (auto ok = (*epoll)->add_ring((*session)->ring_fd()); !ok) return fail(ok.error());
+  return std::make_unique<KernelSource>(std::move(*session), std::move(*epoll));
+}
+
+}  // namespace sockalarm::detail

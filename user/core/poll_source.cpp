@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fcntl.h>
+#include <poll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <map>
+#include <mutex>
+
+#include "base/unique_fd.h"
+#include "core/socket.h"
+#include "core/sources.h"
+
+// Plain POSIX: no header that only Linux has. A test compiles this file to that rule.
+
+namespace sockalarm::detail {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+#ifdef POLLRDHUP
+constexpr short kPollRdhup = POLLRDHUP;
+#else
+constexpr short kPollRdhup = 0;
+#endif
+constexpr std::chrono::milliseconds kFirstPause{1}, kLongestPause{50};
+
+// One poll() over all sockets: O(n) for each wake-up, which is why this source is the last resort. poll() tells
+// levels, and most of what it tells stays true, so what was reported once is not asked for again; what cannot be
+// masked (ERR, HUP) or must be asked again (unread data before the end) is looked at after a pause.
+class PollSource final : public Source {
+ public:
+  PollSource(PollStyle style, UniqueFd wake_read, UniqueFd wake_write)
+      : style_(style), wake_read_(std::move(wake_read)), wake_write_(std::move(wake_write)) {}
+
+  SourceKind kind() const noexcept override { return SourceKind::poll; }
+  PollStyle poll_style() const noexcept override { return style_; }
+
+  Result<void> add(Socket& socket) override {
+    socket.own_state = std::make_unique<WatchState>();
+    socket.state = socket.own_state.get();
+    socket.registered_fd = socket.fds.front();
+    socket.served_by = SourceKind::poll;
+    const std::lock_guard lock(mutex_);
+    Entry& entry = entries_[socket.cookie] = Entry{};
+    entry.fd = socket.registered_fd;
+    entry.state = socket.state;
+    wake();
+    return {};
+  }
+
+  void remove(Socket& socket) noexcept override {
+    const std::lock_guard lock(mutex_);
+    entries_.erase(socket.cookie);
+    wake();  // so that a descriptor that is closed next is not in poll()'s hands
+  }
+
+  void want(Socket& socket, Events momentary) override {
+    const std::lock_guard lock(mutex_);
+    const auto entry = entries_.find(socket.cookie);
+    if (entry == entries_.end()) return;
+    entry->second.momentary = momentary;
+    wake();
+  }
+
+  bool wait(std::optional<Clock::time_point> until, std::vector<News>& news) override {
+    prepare(until);
+    // POSIX poll() counts in ms: round up, else the last part of one would be spent polling in circles.
+    int timeout = -1;
+    if (until) {
+      const auto left = std::chrono::ceil<std::chrono::milliseconds>(*until - Clock::now());
+      timeout = static_cast<int>(std::clamp<long long>(left.count(), 0, 1'000'000'000));
+    }
+    if (::poll(polled_.data(), static_cast<nfds_t>(polled_.size()), timeout) <= 0) return false;
+    if ((polled_.front().revents & POLLIN) != 0) drain_wake_pipe();
+    const std::lock_guard lock(mutex_);
+    for (std::size_t i = 1; i < polled_.size(); ++i)
+      if (polled_[i].revents != 0) report(cookies_[i], polled_[i], news);
+    return false;
+  }
+
+  void wake() noexcept override {
+    const char byte = 0;
+    [[maybe_unused]] const ssize_t n = ::write(wake_write_.get(), &byte, 1);  // EAGAIN: woken already
+  }
+
+  void after_fork() noexcept override {
+    wake_read_.reset();
+    wake_write_.reset();
+  }
+
+ private:
+  struct Entry {
+    int fd = -1;
+    WatchState* state = nullptr;
+    bool ended = false;
+    Events momentary;
+    Clock::time_point muted_until{};
+    std::chrono::milliseconds pause = kFirstPause;
+  };
+
+  short wanted_flags(const Entry& entry) const noexcept {
+    int flags = 0;
+    if (!(seen(*entry.state) & events::fin)) flags |= style_ == PollStyle::rdhup ? kPollRdhup : POLLIN;
+    if (entry.momentary & events::readable) flags |= POLLIN;
+    if (entry.momentary & events::urgent) flags |= POLLPRI;
+    return static_cast<short>(flags);
+  }
+
+  void prepare(std::optional<Clock::time_point>& until) {
+    polled_.assign(1, pollfd{wake_read_.get(), POLLIN, 0});
+    cookies_.assign(1, 0);
+    const auto now = Clock::now();
+    const std::lock_guard lock(mutex_);
+    for (const auto& [cookie, entry] : entries_) {
+      if (entry.ended) continue;
+      if (entry.muted_until > now) {
+        if (!until || entry.muted_until < *until) until = entry.muted_until;
+        continue;
+      }
+      polled_.push_back({entry.fd, wanted_flags(entry), 0});
+      cookies_.push_back(cookie);
+    }
+  }
+
+  void report(std::uint64_t cookie, const pollfd& polled, std::vector<News>& news) {
+    const auto found = entries_.find(cookie);
+    if (found == entries_.end() || found->second.fd != polled.fd) return;
+    Entry& entry = found->second;
+    const short flags = polled.revents;
+    if ((flags & POLLNVAL) != 0) {  // closed behind our back; the Core's check of descriptors says so
+      entry.ended = true;
+      return;
+    }
+    const auto ready = momentary_events(flags) & entry.momentary;
+    if (ready) news.push_back({cookie, ready, 0, 0, News::Certainty::exact});
+
+    const bool end_of_stream = style_ == PollStyle::read_only && (flags & POLLIN) != 0 && all_was_read(entry.fd);
+    const Events hint = end_of_stream ? events::fin | events::eof : events_of_flags(flags);
+    if (hint) {
+      news.push_back({cookie, hint, 0, 0, News::Certainty::hint});
+      entry.ended = (flags & POLLERR) != 0;
+    }
+    // What cannot be masked, and what has to be asked again (unread data; RDHUP by our own shutdown(SHUT_RD), under
+    // which the peer's FIN is yet to come): after a pause that doubles.
+    const bool stays = (flags & (kPollRdhup | POLLHUP)) != 0 || (style_ == PollStyle::read_only && (flags & POLLIN) != 0);
+    if (stays && !entry.ended) {
+      entry.muted_until = Clock::now() + entry.pause;
+      entry.pause = std::min(entry.pause * 2, kLongestPause);
+    }
+  }
+
+  static Events momentary_events(short flags) noexcept {
+    Events ready;
+    if ((flags & (POLLIN | POLLHUP | POLLERR)) != 0) ready |= events::readable;
+    if ((flags & POLLPRI) != 0) ready |= events::urgent;
+    return ready;
+  }
+
+  void drain_wake_pipe() noexcept {
+    char buffer[256];
+    while (::read(wake_read_.get(), buffer, sizeof buffer) == static_cast<ssize_t>(sizeof buffer)) {
+    }
+  }
+
+  const PollStyle style_;
+  UniqueFd wake_read_, wake_write_;
+  std::mutex mutex_;  // entries_
+  std::map<std::uint64_t, Entry> entries_;
+  std::vector<pollfd> polled_;           // the dispatcher's; index 0 is the wake pipe
+  std::vector<std::uint64_t> cookies_;  // of polled_
+};
+
+bool set_flags(int fd) noexcept {
+  return ::fcntl(fd, F_SETFD, FD_CLOEXEC) == 0 && ::fcntl(fd, F_SETFL, O_NONBLOCK) == 0;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Source>> make_poll_source(PollStyle style) {
+  int ends[2];
+  if (::pipe(ends) != 0) return fail(Error::from_errno(errno, "pipe() for the poll source"));
+  UniqueFd read_end(ends[0]), write_end(ends[1]);
+  if (!set_flags(read_end.get()) || !set_flags(write_end.get()))
+    return fail(Error::from_errno(errno, "fcntl() on the poll source's pipe"));
+  if (kPollRdhup == 0) style = PollStyle::read_only;
+  return std::make_unique<PollSource>(style, std::move(read_end), std::move(write_end));
+}
+
+}  // namespace sockalarm::detail

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <sockalarm/event.h>
+#include <sockalarm/watcher.h>
+#include <vector>
+
+#include "core/socket_look.h"
+
+namespace sockalarm::detail {
+
+struct Socket;
+
+// Something happened to a registered socket.
+struct News {
+  std::uint64_t cookie = 0;
+  Events what;
+  int error = 0;
+  std::uint64_t at = 0;  // ns, CLOCK_MONOTONIC; 0: just now
+  enum class Certainty {
+    recorded,  // already in the socket's WatchState
+    exact,     // it is what it says: readable, urgent
+    hint       // by poll flags: look at the socket; `what` stands if its descriptor can no longer be asked
+  } certainty = Certainty::hint;
+};
+
+struct SourceStats {
+  std::uint64_t records = 0, lost = 0, bad = 0;
+};
+
+// Where events come from. It owns the waiting of the dispatcher thread. add, remove and want are called with the
+// Core's mutex held, by any thread; wait by the dispatcher alone, without it; wake by any thread.
+class Source {
+ public:
+  virtual ~Source() = default;
+
+  virtual SourceKind kind() const noexcept = 0;
+  virtual PollStyle poll_style() const noexcept { return PollStyle::rdhup; }
+
+  // Begins to report the sticky events of socket.fds.front() and gives the socket its WatchState.
+  virtual Result<void> add(Socket& socket) = 0;
+  virtual void remove(Socket& socket) noexcept = 0;
+  // Report readable and urgent too, from now on; of what is so already as well.
+  virtual void want(Socket& socket, Events momentary) = 0;
+  // Report eof of a socket with data pending after the FIN. False: it cannot, the caller must check on a timer.
+  virtual bool watch_reads(Socket&, bool /*on*/) { return false; }
+
+  // Sleeps until there is news, wake() was called, or `until`. Appends to `news`; true: also look at every
+  // registered socket's WatchState, since news was lost.
+  virtual bool wait(std::optional<std::chrono::steady_clock::time_point> until, std::vector<News>& news) = 0;
+  virtual void wake() noexcept = 0;
+
+  virtual SourceStats stats() const noexcept { return {}; }
+  // In a forked child: let go of the descriptors, touch nothing that the parent shares.
+  virtual void after_fork() noexcept = 0;
+};
+
+}  // namespace sockalarm::detail
