@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/alarm_record.h"
+
+#include "core/core.h"
+#include "core/socket.h"
+
+namespace sockalarm::detail {
+
+AlarmRecord::AlarmRecord(std::shared_ptr<Socket> of, int descriptor, bool first)
+    : socket(std::move(of)), fd(descriptor), primary(first), control_(first ? &socket->state->control : &own_control_) {}
+
+AlarmRecord::~AlarmRecord() { socket->core->remove(*this); }
+
+bool AlarmRecord::try_fire(Events what, Control& fired) noexcept {
+  std::uint64_t word = control().load();
+  for (;;) {
+    const Control now = Control::unpack(word);
+    if (now.state != Control::State::armed || !(now.interest & what)) return false;
+    fired = now;
+    fired.state = Control::State::fired;
+    if (control().compare_exchange_weak(word, fired.pack())) return true;
+  }
+}
+
+bool AlarmRecord::queue(std::uint32_t generation, const Event& what_happened) {
+  const std::lock_guard lock(mutex);
+  // Between firing and now it may have been cancelled, and even armed again.
+  const Control now = load();
+  if (now.generation != generation || now.state != Control::State::fired) return false;
+  cause = what_happened;
+  if (phase.load() == Phase::ended) return false;
+  run_generation = generation;
+  phase.store(Phase::queued);
+  return true;
+}
+
+bool AlarmRecord::begin_action(std::uint32_t generation, int index) {
+  const std::lock_guard lock(mutex);
+  if (run_generation != generation || phase.load() == Phase::ended || phase.load() == Phase::waiting) return false;
+  resume = Dispatcher::kNoTimer;
+  if (ended_by_cancel()) return false;
+  phase.store(Phase::running);
+  current.store(index);
+  return true;
+}
+
+bool AlarmRecord::park(Dispatcher::TimerId until) {
+  const std::lock_guard lock(mutex);
+  if (ended_by_cancel()) return false;
+  resume = until;
+  phase.store(Phase::parked);
+  return true;
+}
+
+bool AlarmRecord::ended_by_cancel() noexcept {
+  if (!cancel_requested) return false;
+  phase.store(Phase::ended);
+  ended.notify_all();
+  return true;
+}
+
+void AlarmRecord::end(bool all_run) noexcept {
+  const std::lock_guard lock(mutex);
+  if (all_run) current.store(static_cast<int>(chain.size()));
+  complete.store(all_run);
+  phase.store(Phase::ended);
+  ended.notify_all();
+}
+
+void AlarmRecord::cut_short() noexcept {
+  const std::lock_guard lock(mutex);
+  if (load().state != Control::State::fired || phase.load() == Phase::running) return;
+  phase.store(Phase::ended);
+  ended.notify_all();
+}
+
+}  // namespace sockalarm::detail

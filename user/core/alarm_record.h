@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <sockalarm/watcher.h>
+
+#include "core/dispatcher.h"
+#include "core/watch_state.h"
+
+namespace sockalarm::detail {
+
+struct Socket;
+
+// What an Alarm stands for. Two parts, each with its own rule:
+//
+// The control word decides whether this generation fires: idle -> armed -> fired or back to idle, by
+// compare-and-swap alone. The first record of a socket uses the word in the shared WatchState, where the kernel
+// program sees it; further ones have their own, and their interest counts through WatchState::extra.
+//
+// Whoever wins armed -> fired calls queue(), and from then on `phase` tells how far the chain is, under `mutex`:
+//   waiting -> queued -> running -> (parked -> running ...) -> ended
+// A cancel that finds the alarm fired ends it at the next step. `idle` implies `waiting` with nothing under way.
+struct AlarmRecord : std::enable_shared_from_this<AlarmRecord> {
+  enum class Phase { waiting, queued, running, parked, ended };
+
+  AlarmRecord(std::shared_ptr<Socket> of, int descriptor, bool first);
+  ~AlarmRecord();
+  AlarmRecord(const AlarmRecord&) = delete;
+  AlarmRecord& operator=(const AlarmRecord&) = delete;
+
+  // Unchanged while an Alarm refers to the record.
+  const std::shared_ptr<Socket> socket;
+  const int fd;
+  const bool primary;  // uses the shared control word
+  ActionChain chain;
+  ArmOptions options;
+  std::atomic<bool> in_use{true};  // by an Alarm; a Watch gives a free record to its next Alarm
+
+  std::atomic<pid_t> arming_thread{0};
+
+  std::atomic_ref<std::uint64_t> control() const noexcept { return std::atomic_ref<std::uint64_t>(*control_); }
+  Control load() const noexcept { return Control::unpack(control().load()); }
+  // armed -> fired of the generation that is armed now, if it wants one of `what`. The winner must call queue().
+  bool try_fire(Events what, Control& fired) noexcept;
+
+  // Interests that need more than the shared words: a timer, a look at the descriptor, another epoll flag.
+  bool needs_help() const noexcept {
+    return !primary || options.deadline.count() > 0 || (options.on - events::shut) != events::none;
+  }
+
+  // The chain's course. `generation` names the firing; an older one is refused.
+  bool queue(std::uint32_t generation, const Event& what_happened);  // false: over
+  bool begin_action(std::uint32_t generation, int index);            // false: over
+  bool park(Dispatcher::TimerId until);                              // false: over
+  void end(bool complete) noexcept;
+  void cut_short() noexcept;  // the dispatcher is gone
+
+  std::mutex mutex;
+  std::condition_variable ended;       // phase became `ended`
+  std::atomic<Phase> phase{Phase::waiting};  // written under the mutex, or while idle
+  std::atomic<int> current{-1};
+  std::atomic<bool> complete{false};
+  bool cancel_requested = false;
+  std::uint32_t run_generation = 0;
+  Event cause;
+  Dispatcher::TimerId resume{};
+
+  Dispatcher::TimerId deadline_timer{};  // guarded by the Core's mutex
+
+ private:
+  bool ended_by_cancel() noexcept;  // mutex held
+
+  std::uint64_t own_control_ = 0;
+  std::uint64_t* control_;
+};
+
+}  // namespace sockalarm::detail

@@ -1,0 +1,431 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/core.h"
+
+#include <algorithm>
+#include <cerrno>
+
+#include "core/socket.h"
+#include "core/socket_identity.h"
+
+#if SOCKALARM_LINUX
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace sockalarm::detail {
+namespace {
+
+using Clock = Dispatcher::Clock;
+constexpr Events kMomentary = events::readable | events::urgent;
+constexpr std::chrono::milliseconds kFirstEofCheck{1}, kLongestEofCheck{50};
+
+// A descriptor through which the socket can still be asked; -1: none is left.
+int live_descriptor(const Socket& socket) noexcept {
+  const auto is_ours = [&](int fd) { return file_identity(fd) == socket.cookie; };
+  for (const int fd : socket.fds)
+    if (is_ours(fd)) return fd;
+  for (const AlarmRecord* record : socket.alarms)
+    if (is_ours(record->fd)) return record->fd;
+  return -1;
+}
+
+// What the armed alarms of a socket want; `further_only`: without the one the kernel program reads by itself.
+Events wanted(const Socket& socket, bool further_only = false) noexcept {
+  Events all;
+  for (const AlarmRecord* record : socket.alarms) {
+    const Control control = record->load();
+    if (control.state == Control::State::armed && !(further_only && record->primary)) all |= control.interest;
+  }
+  return all;
+}
+
+int errno_of(Events found) noexcept {
+  if (found & events::timeout) return ETIMEDOUT;
+  return (found & events::reset) ? ECONNRESET : 0;
+}
+
+// A signal that was sent to this thread is delivered on the way out of a system call, so none is left pending
+// when a lost cancel returns.
+void take_pending_signal() noexcept {
+#if SOCKALARM_LINUX
+  ::syscall(SYS_gettid);
+#endif
+}
+
+}  // namespace
+
+Socket::~Socket() { core->remove(*this); }
+
+Core::Core(Options options, ChosenSource chosen)
+    : options_(std::move(options)),
+      source_(std::move(chosen.source)),
+      why_not_(std::move(chosen.why_not)),
+      dispatcher_(*source_, options_.log) {}
+
+Result<std::shared_ptr<Core>> Core::create(Options options) {
+  if (options.closed_check.count() <= 0)
+    return fail(Error(Errc::invalid_events, "Options::closed_check is " + std::to_string(options.closed_check.count()) +
+                                                " ms; it must be at least 1 ms"));
+  auto chosen = choose_source(options);
+  if (!chosen) return fail(chosen.error());
+  auto core = std::shared_ptr<Core>(new Core(std::move(options), std::move(*chosen)));
+  for (const std::string& why : core->why_not_) core->dispatcher_.log(LogLevel::info, why);
+  Core* const self = core.get();
+  auto started = core->dispatcher_.start(
+      core, [self](const std::vector<News>& news, bool some_lost) { self->handle_news(news, some_lost); });
+  if (!started) return fail(started.error());
+  return core;
+}
+
+void Core::stop() noexcept {
+  if (inert()) return;
+  dispatcher_.stop();
+  const std::lock_guard lock(mutex_);
+  for (const auto& [cookie, socket] : sockets_)
+    for (AlarmRecord* record : socket->alarms) record->cut_short();
+}
+
+void Core::in_child() noexcept {
+  dispatcher_.abandon();
+  source_->after_fork();
+}
+
+std::optional<Error> Core::refusal() const {
+  if (inert())
+    return Error(Errc::inert_after_fork, "this Watcher was inherited by fork(); the child process must create its own");
+  if (dispatcher_.stopped()) return Error(Errc::stopped, "the Watcher was destroyed");
+  return std::nullopt;
+}
+
+Result<std::shared_ptr<Socket>> Core::watch(int fd) {
+  if (auto refused = refusal()) return fail(std::move(*refused));
+  const auto kind = examine_stream(fd);
+  if (!kind) return fail(kind.error().with_context("watch()"));
+  const auto identity = file_identity(fd);
+  if (!identity) return fail(Error::from_errno(EBADF, "watch(): descriptor " + std::to_string(fd)));
+
+  std::shared_ptr<Socket> socket;  // outside the lock: its destructor takes it
+  const std::lock_guard lock(mutex_);
+  if (const auto known = sockets_.find(*identity); known != sockets_.end()) {
+    socket = known->second->weak_from_this().lock();
+    if (socket) {
+      socket->fds.push_back(fd);
+      return socket;
+    }
+    // Its last owner has gone but waits for our lock to unregister.
+    source_->remove(*known->second);
+    known->second->registered = false;
+    sockets_.erase(known);
+  }
+  socket = std::make_shared<Socket>(shared_from_this(), *identity, *kind);
+  socket->fds.push_back(fd);
+  if (auto added = source_->add(*socket); !added) return fail(added.error().with_context("watch()"));
+  socket->registered = true;
+  sockets_.emplace(*identity, socket.get());
+  // Registered first, looked at second: what had happened is seen now, what happens from here on is reported.
+  if (const Events before = look(fd, *kind, source_->poll_style()))
+    mark_seen(*socket->state, before, errno_of(before), to_ns(Clock::now()));
+  return socket;
+}
+
+void Core::unwatch(Socket& socket, int fd) noexcept {
+  if (inert()) return;
+  const std::lock_guard lock(mutex_);
+  const auto found = std::find(socket.fds.begin(), socket.fds.end(), fd);
+  if (found != socket.fds.end()) socket.fds.erase(found);
+}
+
+void Core::remove(Socket& socket) noexcept {
+  if (inert()) return;
+  const std::lock_guard lock(mutex_);
+  closed_awaited_.erase(&socket);
+  if (!socket.registered) return;
+  stop_awaiting_eof(socket);
+  source_->remove(socket);
+  sockets_.erase(socket.cookie);
+}
+
+std::shared_ptr<AlarmRecord> Core::make_record(std::shared_ptr<Socket> socket, int fd) {
+  const std::lock_guard lock(mutex_);
+  const bool first = std::none_of(socket->alarms.begin(), socket->alarms.end(), [](const auto* r) { return r->primary; });
+  Socket& of = *socket;
+  auto record = std::make_shared<AlarmRecord>(std::move(socket), fd, first);
+  of.alarms.push_back(record.get());
+  return record;
+}
+
+void Core::remove(AlarmRecord& record) noexcept {
+  if (inert()) return;
+  const std::lock_guard lock(mutex_);
+  std::erase(record.socket->alarms, &record);
+}
+
+bool Core::start(AlarmRecord& record) {
+  if (inert() || dispatcher_.stopped()) return false;
+  std::uint64_t idle = record.control().load();
+  if (Control::unpack(idle).state == Control::State::fired) {
+    if (!rearm_fired(record)) return false;
+    idle = record.control().load();
+  }
+  Control control = Control::unpack(idle);
+  if (control.state != Control::State::idle) return false;
+  record.arming_thread.store(current_thread(), std::memory_order_relaxed);
+  ++control.generation;
+  control.state = Control::State::armed;
+  control.interest = record.options.on;
+  if (record.options.deadline.count() > 0) control.interest |= events::deadline;
+  if (record.needs_help()) return arm_with_help(record, idle, control.pack());
+
+  // The fast path. Armed first, looked second; the reporting side does it the other way round.
+  if (!record.control().compare_exchange_strong(idle, control.pack())) return false;
+  if (const Events now = seen(*record.socket->state) & control.interest) fire(record, now);
+  return true;
+}
+
+// From fired, with the chain at its end, back to idle.
+bool Core::rearm_fired(AlarmRecord& record) {
+  const std::lock_guard lock(record.mutex);
+  if (record.phase.load() != AlarmRecord::Phase::ended) return false;
+  Control control = record.load();
+  control.state = Control::State::idle;
+  record.control().store(control.pack());
+  record.phase.store(AlarmRecord::Phase::waiting);
+  record.current.store(-1);
+  record.complete.store(false);
+  record.cancel_requested = false;
+  return true;
+}
+
+bool Core::arm_with_help(AlarmRecord& record, std::uint64_t idle, std::uint64_t armed) {
+  const std::lock_guard lock(mutex_);
+  if (!record.control().compare_exchange_strong(idle, armed)) return false;
+  if (record.options.deadline.count() > 0) add_deadline(record, Control::unpack(armed).generation);
+  refresh(*record.socket);
+  if (const Events now = seen(*record.socket->state) & record.options.on; now && fire(record, now)) refresh(*record.socket);
+  return true;
+}
+
+Cancelled Core::cancel(AlarmRecord& record, bool wait) noexcept {
+  if (inert()) return Cancelled::inactive;
+  std::uint64_t word = record.control().load();
+  for (;;) {
+    Control control = Control::unpack(word);
+    if (control.state == Control::State::idle) return Cancelled::inactive;
+    if (control.state == Control::State::armed) {
+      control.state = Control::State::idle;
+      if (!record.control().compare_exchange_strong(word, control.pack())) continue;
+      if (record.needs_help()) settle(record);
+      return Cancelled::prevented;
+    }
+    std::unique_lock lock(record.mutex);
+    if (const std::uint64_t now = record.control().load(); now != word) {
+      word = now;
+      continue;
+    }
+    if (wait) take_pending_signal();
+    if (record.phase.load() == AlarmRecord::Phase::ended) return Cancelled::inactive;
+    const Dispatcher::TimerId resume = std::exchange(record.resume, Dispatcher::kNoTimer);
+    if (record.phase.load() == AlarmRecord::Phase::running) {
+      record.cancel_requested = true;
+      if (wait && !dispatcher_.on_this_thread())
+        record.ended.wait(lock, [&] { return record.phase.load() == AlarmRecord::Phase::ended; });
+    } else {
+      record.phase.store(AlarmRecord::Phase::ended);
+      record.ended.notify_all();
+    }
+    lock.unlock();
+    dispatcher_.cancel_timer(resume);
+    if (wait) take_pending_signal();
+    return Cancelled::interrupted;
+  }
+}
+
+// Armed -> fired, and its chain to the dispatcher. False: another won, or it does not want this.
+bool Core::fire(AlarmRecord& record, Events happened) {
+  Control fired;
+  if (!record.try_fire(happened, fired)) return false;
+  fired_.fetch_add(1, std::memory_order_relaxed);
+  WatchState& state = *record.socket->state;
+  Event event;
+  event.what = happened & fired.interest;
+  event.cookie = record.socket->cookie;
+  event.at = seen_at(state, event.what);
+  if (event.at == Clock::time_point{}) event.at = Clock::now();
+  if (event.what & (events::shut - events::fin)) event.error = static_cast<int>(shared(state.error).load());
+  // Without an owner the Alarm has been destroyed meanwhile, after a cancel that ended it.
+  auto owner = record.weak_from_this().lock();
+  if (!owner) return true;
+  record.queue(fired.generation, event);
+  // Also if it was cancelled just now: the dispatcher finds that out, and our reference, perhaps the last one, is
+  // let go of there and not under the mutex, which the record's destructor takes.
+  dispatcher_.post({std::move(owner), fired.generation, 0});
+  return true;
+}
+
+void Core::settle(AlarmRecord& record) noexcept {
+  const std::lock_guard lock(mutex_);
+  dispatcher_.cancel_timer(std::exchange(record.deadline_timer, Dispatcher::kNoTimer));
+  refresh(*record.socket);
+}
+
+void Core::add_deadline(AlarmRecord& record, std::uint32_t generation) {
+  // The timer must not keep the Alarm's record alive, and an Alarm armed again is not meant.
+  auto expire = [this, weak = record.weak_from_this(), generation] {
+    const auto alarm = weak.lock();
+    if (!alarm || alarm->load().generation != generation) return;
+    const std::lock_guard lock(mutex_);
+    if (fire(*alarm, events::deadline)) refresh(*alarm->socket);
+  };
+  record.deadline_timer = dispatcher_.add_timer(Clock::now() + record.options.deadline, std::move(expire));
+}
+
+void Core::handle_news(const std::vector<News>& news, bool some_lost) {
+  const std::lock_guard lock(mutex_);
+  for (const News& one : news) on_news(one);
+  if (!some_lost) return;
+  for (const auto& [cookie, socket] : sockets_)
+    if (seen(*socket->state)) fire_ready(*socket, events::none);
+}
+
+void Core::on_news(const News& news) {
+  const auto known = sockets_.find(news.cookie);
+  if (known == sockets_.end()) return;  // unregistered meanwhile
+  Socket& socket = *known->second;
+  switch (news.certainty) {
+    case News::Certainty::recorded:
+      return fire_ready(socket, events::none);
+    case News::Certainty::exact:
+      return fire_ready(socket, news.what);
+    case News::Certainty::hint:
+      break;
+  }
+  if (socket.slot != 0) return;  // the kernel side reports it, with more to say
+  const int fd = live_descriptor(socket);
+  const Events now = fd >= 0 ? look(fd, socket.kind, source_->poll_style()) : news.what;
+  found(socket, now, errno_of(now), to_ns(Clock::now()));
+}
+
+void Core::found(Socket& socket, Events sticky, int error, std::uint64_t at) {
+  if (!(sticky - seen(*socket.state))) return;
+  mark_seen(*socket.state, sticky, error, at);
+  fire_ready(socket, events::none);
+}
+
+void Core::fire_ready(Socket& socket, Events momentary) {
+  const Events now = seen(*socket.state) | momentary;
+  for (AlarmRecord* record : socket.alarms) fire(*record, now);
+  refresh(socket);
+}
+
+// Brings what the socket's armed alarms need beside the shared words up to date.
+void Core::refresh(Socket& socket) {
+  for (AlarmRecord* record : socket.alarms)
+    if (record->deadline_timer != Dispatcher::kNoTimer && record->load().state != Control::State::armed)
+      dispatcher_.cancel_timer(std::exchange(record->deadline_timer, Dispatcher::kNoTimer));
+
+  shared(socket.state->extra).store(wanted(socket, true).bits());
+  const Events all = wanted(socket);
+  if (const Events momentary = all & kMomentary; momentary != socket.momentary) {
+    socket.momentary = momentary;
+    source_->want(socket, momentary);
+  }
+  const Events sticky = seen(*socket.state);
+  if ((all & events::eof) && (sticky & events::fin) && !(sticky & events::eof))
+    await_eof(socket);
+  else
+    stop_awaiting_eof(socket);
+  if (all & events::closed) {
+    closed_awaited_.insert(&socket);
+    schedule_closed_check();
+  } else {
+    closed_awaited_.erase(&socket);
+  }
+}
+
+void Core::await_eof(Socket& socket) {
+  const int fd = live_descriptor(socket);
+  if (fd >= 0 && all_was_read(fd)) return found(socket, events::eof, 0, 0);
+  if (socket.reads_watched || socket.eof_backoff.count() != 0) return;
+  if (source_->watch_reads(socket, true)) {
+    socket.reads_watched = true;
+    // What was read before the program was attached.
+    if (fd >= 0 && all_was_read(fd)) found(socket, events::eof, 0, 0);
+  } else {
+    socket.eof_backoff = kFirstEofCheck;
+    schedule_eof_check(socket);
+  }
+}
+
+void Core::stop_awaiting_eof(Socket& socket) noexcept {
+  if (std::exchange(socket.reads_watched, false)) source_->watch_reads(socket, false);
+  socket.eof_backoff = {};
+}
+
+void Core::schedule_eof_check(Socket& socket) {
+  dispatcher_.add_timer(Clock::now() + socket.eof_backoff, [this, weak = socket.weak_from_this()] {
+    const auto alive = weak.lock();
+    if (!alive) return;
+    const std::lock_guard lock(mutex_);
+    if (alive->eof_backoff.count() == 0) return;
+    const int fd = live_descriptor(*alive);
+    if (fd >= 0 && all_was_read(fd)) return found(*alive, events::eof, 0, 0);
+    alive->eof_backoff = std::min(alive->eof_backoff * 2, kLongestEofCheck);
+    schedule_eof_check(*alive);
+  });
+}
+
+void Core::schedule_closed_check() {
+  if (std::exchange(closed_check_scheduled_, true)) return;
+  dispatcher_.add_timer(Clock::now() + options_.closed_check, [this] {
+    const std::lock_guard lock(mutex_);
+    closed_check_scheduled_ = false;
+    check_closed();
+  });
+}
+
+// Per alarm: its descriptor no longer means its socket, although the socket may live on in a dup.
+void Core::check_closed() {
+  const std::vector<Socket*> sockets(closed_awaited_.begin(), closed_awaited_.end());
+  for (Socket* socket : sockets) {
+    for (AlarmRecord* record : socket->alarms)
+      if (record->load().interest.contains(events::closed) && file_identity(record->fd) != socket->cookie)
+        fire(*record, events::closed);
+    refresh(*socket);
+  }
+  if (!closed_awaited_.empty()) schedule_closed_check();
+}
+
+Description Core::describe() const {
+  Description description{source_->kind(), {}, why_not_};
+  switch (source_->kind()) {
+    case SourceKind::kernel:
+      description.text = "kernel: BPF programs on the TCP tracepoints; sockets that are not plain TCP by epoll";
+      break;
+    case SourceKind::epoll:
+      description.text = "epoll: one epoll instance";
+      break;
+    default:
+      description.text = source_->poll_style() == PollStyle::rdhup
+                             ? "poll: one poll() over all sockets"
+                             : "poll: one poll() over all sockets; without POLLRDHUP, fin is known once all was read";
+  }
+  return description;
+}
+
+Stats Core::stats() const {
+  Stats stats;
+  if (!inert()) {  // else another thread of the parent may have held the mutex when we were forked
+    const std::lock_guard lock(mutex_);
+    stats.watches = sockets_.size();
+  }
+  const SourceStats source = source_->stats();
+  stats.fired = fired_.load(std::memory_order_relaxed);
+  stats.actions_run = dispatcher_.actions_run();
+  stats.actions_failed = dispatcher_.actions_failed();
+  stats.records = source.records;
+  stats.records_lost = source.lost;
+  stats.records_bad = source.bad;
+  return stats;
+}
+
+}  // namespace sockalarm::detail

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <sockalarm/watcher.h>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "core/alarm_record.h"
+#include "core/dispatcher.h"
+#include "core/fork.h"
+#include "core/sources.h"
+
+namespace sockalarm::detail {
+
+struct Socket;
+
+// Brings sockets, alarms, source and dispatcher together. Everything that is not on the fast path (arm and cancel of
+// a socket's first alarm on events::shut) happens under one mutex. Locks are taken in the order
+// Core, AlarmRecord, Dispatcher or Source; no action and no hook runs under any of them.
+class Core final : public std::enable_shared_from_this<Core>, private ForkListener {
+ public:
+  static Result<std::shared_ptr<Core>> create(Options options);
+  void stop() noexcept;
+
+  // Inherited by fork(): nothing may be changed.
+  bool inert() const noexcept { return fork_generation() != made_in_; }
+  // Why nothing can be armed or watched any more.
+  std::optional<Error> refusal() const;
+
+  Result<std::shared_ptr<Socket>> watch(int fd);
+  void unwatch(Socket& socket, int fd) noexcept;
+  void remove(Socket& socket) noexcept;  // by its destructor
+
+  std::shared_ptr<AlarmRecord> make_record(std::shared_ptr<Socket> socket, int fd);
+  void remove(AlarmRecord& record) noexcept;  // by its destructor
+
+  bool start(AlarmRecord& record);
+  Cancelled cancel(AlarmRecord& record, bool wait) noexcept;
+
+  Description describe() const;
+  Stats stats() const;
+
+ private:
+  Core(Options options, ChosenSource chosen);
+  void in_child() noexcept override;
+
+  // With the mutex held:
+  void on_news(const News& news);
+  void found(Socket& socket, Events sticky, int error, std::uint64_t at);
+  void fire_ready(Socket& socket, Events momentary);
+  bool fire(AlarmRecord& record, Events happened);
+  void refresh(Socket& socket);
+  void await_eof(Socket& socket);
+  void stop_awaiting_eof(Socket& socket) noexcept;
+  void schedule_eof_check(Socket& socket);
+  void schedule_closed_check();
+  void check_closed();
+  void add_deadline(AlarmRecord& record, std::uint32_t generation);
+
+  bool rearm_fired(AlarmRecord& record);
+  bool arm_with_help(AlarmRecord& record, std::uint64_t idle, std::uint64_t armed);
+  void handle_news(const std::vector<News>& news, bool some_lost);
+  void settle(AlarmRecord& record) noexcept;
+
+  const Options options_;
+  const std::uint64_t made_in_ = fork_generation();
+  const std::unique_ptr<Source> source_;
+  const std::vector<std::string> why_not_;
+  Dispatcher dispatcher_;
+  std::atomic<std::uint64_t> fired_{0};
+
+  mutable std::mutex mutex_;
+  std::unordered_map<std::uint64_t, Socket*> sockets_;  // by cookie
+  std::set<Socket*> closed_awaited_;                    // sockets with an alarm armed on `closed`
+  bool closed_check_scheduled_ = false;
+};
+
+}  // namespace sockalarm::detail

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/dispatcher.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <exception>
+#include <string>
+
+#include "core/action_impl.h"
+#include "core/alarm_record.h"
+
+namespace sockalarm::detail {
+
+Result<void> Dispatcher::start(std::shared_ptr<void> owner, NewsHandler on_news) {
+  // The thread inherits the mask it is created under, so no signal can reach it, not even in its first moment.
+  sigset_t all;
+  ::sigfillset(&all);
+  ::pthread_sigmask(SIG_SETMASK, &all, &program_mask_);
+  std::optional<Error> failed;
+  try {
+    thread_ = std::thread([this, owner = std::move(owner), handler = std::move(on_news)] { loop(handler); });
+  } catch (const std::system_error& error) {
+    failed = Error(error.code(), std::string("starting the dispatcher thread: ") + error.what());
+  }
+  ::pthread_sigmask(SIG_SETMASK, &program_mask_, nullptr);
+  if (failed) return fail(std::move(*failed));
+  return {};
+}
+
+void Dispatcher::stop() noexcept {
+  stopping_.store(true);
+  source_.wake();
+  if (!thread_.joinable()) return;
+  if (on_this_thread())
+    thread_.detach();
+  else
+    thread_.join();
+}
+
+void Dispatcher::abandon() noexcept { stopping_.store(true); }
+
+void Dispatcher::post(Job job) {
+  bool first = false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!over_) {
+      first = jobs_.empty();
+      jobs_.push_back(std::move(job));
+    }
+  }
+  if (job.alarm) return job.alarm->cut_short();  // not taken
+  if (first && !on_this_thread()) source_.wake();
+}
+
+Dispatcher::TimerId Dispatcher::add_timer(Clock::time_point when, std::function<void()> callback) {
+  bool earliest = false;
+  TimerId id;
+  {
+    const std::lock_guard lock(mutex_);
+    id = {when, next_timer_++};
+    earliest = timers_.emplace(id, std::move(callback)).first == timers_.begin();
+  }
+  if (earliest && !on_this_thread()) source_.wake();
+  return id;
+}
+
+void Dispatcher::cancel_timer(TimerId timer) noexcept {
+  if (timer == kNoTimer) return;
+  std::function<void()> callback;  // what it holds is let go of without the mutex
+  const std::lock_guard lock(mutex_);
+  const auto found = timers_.find(timer);
+  if (found == timers_.end()) return;
+  callback = std::move(found->second);
+  timers_.erase(found);
+}
+
+void Dispatcher::log(LogLevel level, std::string_view text) const noexcept {
+  if (!log_) return;
+  try {
+    log_(level, text);
+  } catch (...) {  // a hook that throws must not end the process
+  }
+}
+
+std::optional<Dispatcher::Clock::time_point> Dispatcher::wait_until() {
+  const std::lock_guard lock(mutex_);
+  if (!jobs_.empty()) return Clock::time_point{};
+  if (timers_.empty()) return std::nullopt;
+  return timers_.begin()->first.first;
+}
+
+void Dispatcher::loop(const NewsHandler& on_news) {
+  thread_id_.store(std::this_thread::get_id());
+#if SOCKALARM_LINUX
+  ::pthread_setname_np(::pthread_self(), "sockalarm");
+#endif
+  std::vector<News> news;
+  while (!stopped()) {
+    news.clear();
+    const bool some_lost = source_.wait(wait_until(), news);
+    if (stopped()) break;
+    if (some_lost || !news.empty()) on_news(news, some_lost);
+    run_due_timers();
+    run_jobs();
+  }
+  std::deque<Job> left;
+  std::map<TimerId, std::function<void()>> timers_left;
+  {
+    const std::lock_guard lock(mutex_);
+    over_ = true;
+    left.swap(jobs_);
+    timers_left.swap(timers_);
+  }
+  for (const Job& job : left) job.alarm->cut_short();
+}
+
+void Dispatcher::run_due_timers() {
+  const auto now = Clock::now();
+  for (;;) {
+    std::function<void()> callback;
+    {
+      const std::lock_guard lock(mutex_);
+      if (timers_.empty() || timers_.begin()->first.first > now) return;
+      callback = std::move(timers_.begin()->second);
+      timers_.erase(timers_.begin());
+    }
+    callback();
+  }
+}
+
+void Dispatcher::run_jobs() {
+  // Only those that are there now: news that comes while they run is read in between.
+  std::size_t count = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    count = jobs_.size();
+  }
+  for (; count > 0 && !stopped(); --count) {
+    Job job;
+    {
+      const std::lock_guard lock(mutex_);
+      job = std::move(jobs_.front());
+      jobs_.pop_front();
+    }
+    run_chain(job);
+  }
+}
+
+void Dispatcher::run_chain(const Job& job) {
+  AlarmRecord& alarm = *job.alarm;
+  for (int index = job.index; alarm.begin_action(job.generation, index); ++index) {
+    if (static_cast<std::size_t>(index) == alarm.chain.size()) return alarm.end(true);
+    if (stopped()) return alarm.end(false);
+    const Action& action = alarm.chain[static_cast<std::size_t>(index)];
+    const Outcome outcome = action.impl().run({alarm.cause, alarm.arming_thread.load(), program_mask_});
+    actions_run_.fetch_add(1, std::memory_order_relaxed);
+    if (outcome.failure) {
+      actions_failed_.fetch_add(1, std::memory_order_relaxed);
+      log(LogLevel::warning, "action " + std::to_string(index) + " (" + to_string(action) + ") of the alarm on descriptor " +
+                                 std::to_string(alarm.fd) + " failed: " + outcome.failure->message());
+    }
+    if (outcome.next == Outcome::Next::stop) return alarm.end(false);
+    if (outcome.next == Outcome::Next::pause) {
+      const Job rest{job.alarm, job.generation, index + 1};
+      const TimerId timer = add_timer(Clock::now() + outcome.pause_for, [this, rest] { post(rest); });
+      if (!alarm.park(timer)) cancel_timer(timer);
+      return;
+    }
+  }
+}
+
+}  // namespace sockalarm::detail

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <signal.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <sockalarm/watcher.h>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "core/source.h"
+
+namespace sockalarm::detail {
+
+struct AlarmRecord;
+using LogHook = std::function<void(LogLevel, std::string_view)>;
+
+// The one background thread: waits on the source and on timers, hands news on, and runs chains. A chain that
+// sleeps is parked on a timer, so no chain waits for another. All signals are blocked in the thread.
+// Its mutex is a leaf: nothing else is locked under it, and callbacks run without it.
+class Dispatcher {
+ public:
+  using Clock = std::chrono::steady_clock;
+  using NewsHandler = std::function<void(const std::vector<News>& news, bool some_lost)>;
+  // Orders by time; the number keeps equal times apart and says which timer.
+  using TimerId = std::pair<Clock::time_point, std::uint64_t>;
+  static constexpr TimerId kNoTimer{};
+
+  Dispatcher(Source& source, LogHook log) : source_(source), log_(std::move(log)) {}
+  Dispatcher(const Dispatcher&) = delete;
+  Dispatcher& operator=(const Dispatcher&) = delete;
+
+  // Starts the thread, which keeps `owner` alive. Errors: the thread limit.
+  Result<void> start(std::shared_ptr<void> owner, NewsHandler on_news);
+  // Ends the thread after the action that is just running. Called on that thread itself it only asks for the end.
+  void stop() noexcept;
+  // In a forked child there is no thread to stop.
+  void abandon() noexcept;
+
+  bool stopped() const noexcept { return stopping_.load(); }
+  bool on_this_thread() const noexcept { return thread_id_.load() == std::this_thread::get_id(); }
+
+  // Run the chain of an alarm that has fired (its phase is `queued` in that generation). Any thread.
+  struct Job {
+    std::shared_ptr<AlarmRecord> alarm;
+    std::uint32_t generation = 0;
+    int index = 0;  // of the first action to run
+  };
+  void post(Job job);
+  // `callback` runs on the dispatcher thread. Any thread.
+  TimerId add_timer(Clock::time_point when, std::function<void()> callback);
+  void cancel_timer(TimerId timer) noexcept;
+
+  void log(LogLevel level, std::string_view text) const noexcept;
+  std::uint64_t actions_run() const noexcept { return actions_run_.load(std::memory_order_relaxed); }
+  std::uint64_t actions_failed() const noexcept { return actions_failed_.load(std::memory_order_relaxed); }
+
+ private:
+  void loop(const NewsHandler& on_news);
+  std::optional<Clock::time_point> wait_until();
+  void run_due_timers();
+  void run_jobs();
+  void run_chain(const Job& job);
+
+  Source& source_;
+  const LogHook log_;
+  sigset_t program_mask_{};  // the creator's; programs that are started get it back
+  std::thread thread_;
+  std::atomic<std::thread::id> thread_id_{};
+  std::atomic<bool> stopping_{false};
+  std::atomic<std::uint64_t> actions_run_{0}, actions_failed_{0};
+
+  std::mutex mutex_;  // the rest
+  std::deque<Job> jobs_;
+  std::map<TimerId, std::function<void()>> timers_;
+  std::uint64_t next_timer_ = 1;
+  bool over_ = false;  // the thread takes no more jobs
+};
+
+}  // namespace sockalarm::detail

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <csignal>
+#include <mutex>
+#include <optional>
+
+#include "core/core.h"
+#include "core/socket.h"
+
+namespace sockalarm {
+namespace detail {
+
+// What a Watch owns.
+struct WatchHandle {
+  WatchHandle(std::shared_ptr<Socket> of, int descriptor) : socket(std::move(of)), fd(descriptor) {}
+  ~WatchHandle() {
+    stop_alarm.reset();
+    socket->core->unwatch(*socket, fd);
+  }
+  WatchHandle(const WatchHandle&) = delete;
+  WatchHandle& operator=(const WatchHandle&) = delete;
+
+  std::shared_ptr<AlarmRecord> take_record();
+
+  const std::shared_ptr<Socket> socket;
+  const int fd;
+
+  std::mutex mutex;
+  std::shared_ptr<AlarmRecord> spare;  // the first record, used again and again: arming allocates nothing
+  std::optional<Alarm> stop_alarm;
+  std::stop_source stop_source;
+};
+
+std::shared_ptr<AlarmRecord> WatchHandle::take_record() {
+  const std::lock_guard lock(mutex);
+  if (spare && !spare->in_use.load(std::memory_order_acquire)) {
+    // Still running only if the Alarm was destroyed from inside its own action.
+    const Control control = spare->load();
+    if (control.state != Control::State::fired || spare->phase.load() == AlarmRecord::Phase::ended) {
+      spare->in_use.store(true, std::memory_order_relaxed);
+      return spare;
+    }
+  }
+  auto record = socket->core->make_record(socket, fd);
+  if (!spare) spare = record;
+  return record;
+}
+
+}  // namespace detail
+
+namespace {
+
+using detail::AlarmRecord;
+using detail::Control;
+
+constexpr std::uint64_t kNothingSeen = 0;
+
+Result<void> check(const ActionChain& chain, const ArmOptions& options) {
+  if (const Error* error = chain.error()) return fail(*error);
+  if (options.on.bits() & ~events::all.bits()) {
+    return fail(Error(Errc::invalid_events, "event mask " + std::to_string(options.on.bits()) +
+                                                " has bits that mean nothing; use the constants in sockalarm::events"));
+  }
+  if (options.deadline.count() < 0)
+    return fail(Error(Errc::invalid_events, "the deadline is negative (" + std::to_string(options.deadline.count()) +
+                                                " ns); use 0 for none"));
+  if (!options.on && options.deadline.count() == 0)
+    return fail(Error(Errc::invalid_events, "no events and no deadline: this alarm could never go off"));
+  return {};
+}
+
+std::string describe_progress(const Alarm& alarm) {
+  if (!alarm.triggered()) return alarm.active() ? "armed" : "not armed";
+  const std::string cause = " (" + to_string(alarm.cause().what) + ")";
+  if (alarm.finished()) return "finished" + cause;
+  const std::string where = "action " + std::to_string(alarm.current_action() + 1) + " of " + std::to_string(alarm.action_count());
+  return (alarm.active() ? "running " : "stopped at ") + where + cause;
+}
+
+}  // namespace
+
+std::string_view to_string(SourceKind kind) noexcept {
+  switch (kind) {
+    case SourceKind::kernel: return "kernel";
+    case SourceKind::epoll: return "epoll";
+    case SourceKind::poll: return "poll";
+    case SourceKind::automatic: break;
+  }
+  return "automatic";
+}
+
+Result<SourceKind> parse_source(std::string_view text) {
+  if (text == "auto") return SourceKind::automatic;
+  for (const SourceKind kind : {SourceKind::automatic, SourceKind::kernel, SourceKind::epoll, SourceKind::poll})
+    if (text == to_string(kind)) return kind;
+  return fail(Error(Errc::invalid_text, "unknown source '" + std::string(text) + "'; use auto, kernel, epoll or poll"));
+}
+
+Watcher::Watcher(std::shared_ptr<detail::Core> core) noexcept : core_(std::move(core)) {}
+Watcher::Watcher(Watcher&&) noexcept = default;
+Watcher& Watcher::operator=(Watcher&& other) noexcept {
+  if (this != &other) {
+    if (core_) core_->stop();
+    core_ = std::move(other.core_);
+  }
+  return *this;
+}
+Watcher::~Watcher() {
+  if (core_) core_->stop();
+}
+
+Result<Watcher> Watcher::create(Options options) {
+  auto core = detail::Core::create(std::move(options));
+  if (!core) return fail(core.error());
+  return Watcher(std::move(*core));
+}
+
+Result<Watch> Watcher::watch(int fd) const {
+  auto socket = core_->watch(fd);
+  if (!socket) return fail(socket.error());
+  return Watch(std::make_unique<detail::WatchHandle>(std::move(*socket), fd));
+}
+
+Description Watcher::describe() const { return core_->describe(); }
+Stats Watcher::stats() const { return core_->stats(); }
+
+Watch::Watch(std::unique_ptr<detail::WatchHandle> handle) noexcept
+    : seen_(&handle->socket->state->seen), handle_(std::move(handle)) {}
+Watch::Watch(Watch&& other) noexcept
+    : seen_(std::exchange(other.seen_, &kNothingSeen)), handle_(std::move(other.handle_)) {}
+Watch& Watch::operator=(Watch&& other) noexcept {
+  seen_ = std::exchange(other.seen_, &kNothingSeen);
+  handle_ = std::move(other.handle_);
+  return *this;
+}
+Watch::~Watch() = default;
+
+std::chrono::steady_clock::time_point Watch::seen_at() const noexcept {
+  return detail::seen_at(*handle_->socket->state, events::shut);
+}
+int Watch::error() const noexcept { return static_cast<int>(detail::shared(handle_->socket->state->error).load()); }
+int Watch::fd() const noexcept { return handle_->fd; }
+std::uint64_t Watch::cookie() const noexcept { return handle_->socket->cookie; }
+SourceKind Watch::source() const noexcept { return handle_->socket->served_by; }
+
+Result<Alarm> Watch::arm(ActionChain chain, ArmOptions options) const {
+  if (auto ok = check(chain, options); !ok) return fail(ok.error());
+  if (auto refused = handle_->socket->core->refusal()) return fail(std::move(*refused));
+  auto record = handle_->take_record();
+  record->chain = std::move(chain);
+  record->options = options;
+  Alarm alarm(std::move(record));
+  alarm.start();
+  return alarm;
+}
+
+Result<Alarm> Watch::arm(ArmOptions options) const {
+  static const ActionChain chain{send_signal(SIGALRM)};
+  return arm(chain, options);
+}
+
+std::stop_token Watch::stop_token(Events on) const {
+  const std::lock_guard lock(handle_->mutex);
+  if (!handle_->stop_alarm) {
+    // Not through arm(), which would lock again and might hand out the spare record for good.
+    auto& core = *handle_->socket->core;
+    const ActionChain chain{request_stop(handle_->stop_source)};
+    if (!check(chain, {.on = on, .deadline = {}}) || core.refusal()) return {};
+    auto record = core.make_record(handle_->socket, handle_->fd);
+    record->chain = chain;
+    record->options.on = on;
+    handle_->stop_alarm = Alarm(std::move(record));
+    handle_->stop_alarm->start();
+  }
+  return handle_->stop_source.get_token();
+}
+
+Alarm::Alarm(std::shared_ptr<detail::AlarmRecord> record) noexcept : record_(std::move(record)) {}
+Alarm::Alarm(Alarm&&) noexcept = default;
+Alarm& Alarm::operator=(Alarm&& other) noexcept {
+  if (this != &other) {
+    const Alarm old(std::move(*this));
+    record_ = std::move(other.record_);
+  }
+  return *this;
+}
+Alarm::~Alarm() {
+  if (!record_) return;
+  cancel_and_wait();
+  record_->in_use.store(false, std::memory_order_release);
+}
+
+bool Alarm::start() { return record_->socket->core->start(*record_); }
+Cancelled Alarm::cancel() noexcept { return record_->socket->core->cancel(*record_, false); }
+Cancelled Alarm::cancel_and_wait() noexcept { return record_->socket->core->cancel(*record_, true); }
+
+bool Alarm::active() const noexcept {
+  const Control control = record_->load();
+  if (control.state == Control::State::fired) return record_->phase.load() != AlarmRecord::Phase::ended;
+  return control.state == Control::State::armed;
+}
+bool Alarm::triggered() const noexcept {
+  return record_->load().state == Control::State::fired && record_->phase.load() != AlarmRecord::Phase::waiting;
+}
+bool Alarm::finished() const noexcept {
+  return triggered() && record_->phase.load() == AlarmRecord::Phase::ended && record_->complete.load();
+}
+int Alarm::current_action() const noexcept { return triggered() ? record_->current.load() : -1; }
+std::size_t Alarm::action_count() const noexcept { return record_->chain.size(); }
+Event Alarm::cause() const {
+  // In a forked child the mutex may be in the hands of a thread that is not there.
+  if (record_->socket->core->inert() || !triggered()) return {};
+  const std::lock_guard held(record_->mutex);
+  return record_->cause;
+}
+Events Alarm::events() const noexcept { return record_->options.on; }
+const ActionChain& Alarm::actions() const noexcept { return record_->chain; }
+int Alarm::fd() const noexcept { return record_->fd; }
+
+std::string to_string(const Alarm& alarm) {
+  std::string text = "alarm on descriptor " + std::to_string(alarm.fd()) + " for " + to_string(alarm.events()) + ", " +
+                     describe_progress(alarm) + ":";
+  for (std::size_t i = 0; i < alarm.action_count(); ++i)
+    text += (i == 0 ? " " : "; ") + std::to_string(i + 1) + " " + to_string(alarm.actions()[i]);
+  return alarm.action_count() == 0 ? text + " no action" : text;
+}
+
+}  // namespace sockalarm
