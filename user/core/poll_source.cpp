@@ -19,11 +19,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-#ifdef POLLRDHUP
-constexpr short kPollRdhup = POLLRDHUP;
-#else
-constexpr short kPollRdhup = 0;
-#endif
 constexpr std::chrono::milliseconds kFirstPause{1}, kLongestPause{50};
 
 // One poll() over all sockets: O(n) for each wake-up, which is why this source is the last resort. poll() tells

@@ -16,7 +16,7 @@ std::optional<std::uint64_t> file_identity(int fd) noexcept {
   if (::fstat(fd, &status) != 0) return std::nullopt;
   // The top bit keeps these apart from cookies, which count up from 1.
   constexpr std::uint64_t kNotACookie = std::uint64_t{1} << 63;
-  return kNotACookie | (static_cast<std::uint64_t>(status.st_dev) << 40) ^ static_cast<std::uint64_t>(status.st_ino);
+  return kNotACookie | ((static_cast<std::uint64_t>(status.st_dev) << 40) ^ static_cast<std::uint64_t>(status.st_ino));
 }
 
 }  // namespace sockalarm::detail

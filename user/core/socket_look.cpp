@@ -17,12 +17,6 @@
 namespace sockalarm::detail {
 namespace {
 
-#ifdef POLLRDHUP
-constexpr short kPollRdhup = POLLRDHUP;
-#else
-constexpr short kPollRdhup = 0;
-#endif
-
 short poll_now(int fd) noexcept {
   pollfd entry{fd, static_cast<short>(POLLIN | kPollRdhup), 0};
   return ::poll(&entry, 1, 0) > 0 ? entry.revents : short{0};

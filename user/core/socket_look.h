@@ -1,10 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
+#include <poll.h>
+
 #include <sockalarm/event.h>
 
 namespace sockalarm::detail {
+
+// 0 where poll(2) cannot tell a FIN. SOCKALARM_WITHOUT_POLLRDHUP: build as for such a system.
+#if defined(POLLRDHUP) && !defined(SOCKALARM_WITHOUT_POLLRDHUP)
+inline constexpr short kPollRdhup = POLLRDHUP;
+#else
+inline constexpr short kPollRdhup = 0;
+#endif
 
 // What kind of stream a descriptor is, found out once when it is registered.
 struct StreamKind {

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/signal_text.h"
+
+#include <signal.h>
+
+#include <charconv>
+
+namespace sockalarm::detail {
+namespace {
+
+struct Name {
+  int signal;
+  std::string_view name;
+};
+// Where two names mean one signal the first is the one that is written.
+constexpr Name kNames[] = {
+    {SIGHUP, "HUP"},       {SIGINT, "INT"},   {SIGQUIT, "QUIT"}, {SIGILL, "ILL"},   {SIGTRAP, "TRAP"},
+    {SIGABRT, "ABRT"},     {SIGBUS, "BUS"},   {SIGFPE, "FPE"},   {SIGKILL, "KILL"}, {SIGUSR1, "USR1"},
+    {SIGSEGV, "SEGV"},     {SIGUSR2, "USR2"}, {SIGPIPE, "PIPE"}, {SIGALRM, "ALRM"}, {SIGTERM, "TERM"},
+    {SIGCHLD, "CHLD"},     {SIGCONT, "CONT"}, {SIGSTOP, "STOP"}, {SIGTSTP, "TSTP"}, {SIGTTIN, "TTIN"},
+    {SIGTTOU, "TTOU"},     {SIGURG, "URG"},   {SIGXCPU, "XCPU"}, {SIGXFSZ, "XFSZ"}, {SIGVTALRM, "VTALRM"},
+    {SIGPROF, "PROF"},     {SIGSYS, "SYS"},
+#ifdef SIGWINCH
+    {SIGWINCH, "WINCH"},
+#endif
+#ifdef SIGIO
+    {SIGIO, "IO"},
+#endif
+#ifdef SIGPOLL
+    {SIGPOLL, "POLL"},
+#endif
+#ifdef SIGPWR
+    {SIGPWR, "PWR"},
+#endif
+#ifdef SIGSTKFLT
+    {SIGSTKFLT, "STKFLT"},
+#endif
+#ifdef SIGINFO
+    {SIGINFO, "INFO"},
+#endif
+#ifdef SIGEMT
+    {SIGEMT, "EMT"},
+#endif
+#ifdef SIGIOT
+    {SIGIOT, "IOT"},
+#endif
+#ifdef SIGCLD
+    {SIGCLD, "CLD"},
+#endif
+};
+
+// ASCII only: std::toupper() would ask the locale.
+std::string upper(std::string_view text) {
+  std::string copy(text);
+  for (char& c : copy)
+    if (c >= 'a' && c <= 'z') c = static_cast<char>(c - 'a' + 'A');
+  return copy;
+}
+
+std::optional<int> parse_number(std::string_view text) {
+  int number = 0;
+  if (text.empty() || text.find_first_not_of("0123456789") != std::string_view::npos) return std::nullopt;
+  if (std::from_chars(text.data(), text.data() + text.size(), number).ec != std::errc{}) return std::nullopt;
+  return number;
+}
+
+#ifdef SIGRTMIN
+// Not constants: the C library takes the first few for itself.
+bool is_realtime(int signal) { return signal >= SIGRTMIN && signal <= SIGRTMAX; }
+
+// `rest` follows RTMIN or RTMAX: nothing, or the sign and a distance.
+std::optional<int> parse_realtime(std::string_view rest, int base, char sign) {
+  if (rest.empty()) return base;
+  const auto distance = rest.front() == sign ? parse_number(rest.substr(1)) : std::nullopt;
+  if (!distance || *distance > SIGRTMAX - SIGRTMIN) return std::nullopt;
+  return sign == '+' ? base + *distance : base - *distance;
+}
+#endif
+
+}  // namespace
+
+std::string signal_name(int signal) {
+  for (const Name& known : kNames)
+    if (known.signal == signal) return std::string(known.name);
+#ifdef SIGRTMIN
+  if (is_realtime(signal)) return signal == SIGRTMIN ? "RTMIN" : "RTMIN+" + std::to_string(signal - SIGRTMIN);
+#endif
+  return {};
+}
+
+std::optional<int> parse_signal(std::string_view text) {
+  if (const auto number = parse_number(text)) return number;
+  const std::string upper_case = upper(text);
+  std::string_view name = upper_case;
+  if (name.starts_with("SIG")) name.remove_prefix(3);
+  for (const Name& known : kNames)
+    if (known.name == name) return known.signal;
+#ifdef SIGRTMIN
+  if (name.starts_with("RTMIN")) return parse_realtime(name.substr(5), SIGRTMIN, '+');
+  if (name.starts_with("RTMAX")) return parse_realtime(name.substr(5), SIGRTMAX, '-');
+#endif
+  return std::nullopt;
+}
+
+}  // namespace sockalarm::detail
