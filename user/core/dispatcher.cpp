@@ -59,7 +59,8 @@ Dispatcher::TimerId Dispatcher::add_timer(Clock::time_point when, std::function<
   {
     const std::lock_guard lock(mutex_);
     id = {when, next_timer_++};
-    earliest = timers_.emplace(id, std::move(callback)).first == timers_.begin();
+    timers_.emplace(id, std::move(callback));
+    earliest = timers_.begin()->first == id;
   }
   if (earliest && !on_this_thread()) source_.wake();
   return id;

@@ -10,6 +10,7 @@
 
 #include "base/unique_fd.h"
 #include "core/socket.h"
+#include "core/socket_identity.h"
 #include "core/sources.h"
 
 // Plain POSIX: no header that only Linux has. A test compiles this file to that rule.
@@ -124,7 +125,8 @@ class PollSource final : public Source {
     if (found == entries_.end() || found->second.fd != polled.fd) return;
     Entry& entry = found->second;
     const short flags = polled.revents;
-    if ((flags & POLLNVAL) != 0) {  // closed behind our back; the Core's check of descriptors says so
+    // Closed behind our back, and perhaps another file by now; the Core's check of descriptors says so.
+    if ((flags & POLLNVAL) != 0 || file_identity(entry.fd) != cookie) {
       entry.ended = true;
       return;
     }
