@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
-#include <linux/bpf.h>
-#include <linux/types.h>
-
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
+#include <linux/bpf.h>
+#include <linux/types.h>
 
 #include "kernel_types.h"
 #include "sockalarm_abi.h"
@@ -69,8 +68,9 @@ static __always_inline void count_lost(__u32 cause) {
   if (counter) *counter += 1;
 }
 
-// ORs into `seen` of that generation. Gives the events that are new, 0 also if the slot belongs to another socket.
-// 16 rounds are enough: a round is lost only to another change, and there are fewer event bits than that.
+// ORs into `seen` of that generation. Gives the events that are new, 0 also if the slot belongs to another
+// socket. 16 rounds are enough: a round is lost only to another change, and there are fewer event bits than
+// that.
 static __always_inline __u32 mark_seen(struct sockalarm_watch_state* state, __u32 generation, __u32 events) {
   __u64 old = *(volatile __u64*)&state->seen;
   for (int i = 0; i < 16; i++) {
@@ -97,7 +97,8 @@ static __always_inline int is_wanted(struct sockalarm_watch_state* state, __u32 
   return (wanted & events) != 0;
 }
 
-static __always_inline void push(const struct sockalarm_registration* where, const struct news* news, __u64 now) {
+static __always_inline void push(const struct sockalarm_registration* where, const struct news* news,
+                                 __u64 now) {
   __u32 client = where->client;
   __u32 header_slot = 0;
   void* ring = bpf_map_lookup_elem(&event_rings, &client);
@@ -163,17 +164,19 @@ static __always_inline int all_was_read(const struct sock* sk) {
   return tp && tp->rcv_nxt - tp->copied_seq <= 1;
 }
 
-static __always_inline __u32 event_of_transition(const struct sock* sk, int old_state, int new_state, int error) {
-  int fin = new_state == TCP_CLOSE_WAIT || new_state == TCP_CLOSING ||
-            // A TIME_WAIT stand-in takes over and the socket itself reads CLOSE.
-            (old_state == TCP_FIN_WAIT2 && new_state == TCP_CLOSE && !error && (sk->sk_shutdown & RCV_SHUTDOWN));
+static __always_inline __u32 event_of_transition(const struct sock* sk, int old_state, int new_state,
+                                                 int error) {
+  int fin =
+      new_state == TCP_CLOSE_WAIT || new_state == TCP_CLOSING ||
+      // A TIME_WAIT stand-in takes over and the socket itself reads CLOSE.
+      (old_state == TCP_FIN_WAIT2 && new_state == TCP_CLOSE && !error && (sk->sk_shutdown & RCV_SHUTDOWN));
   if (fin) return SOCKALARM_FIN | (all_was_read(sk) ? SOCKALARM_EOF : 0);
   if (new_state == TCP_CLOSE && error) return event_of_error(error);
   return 0;  // our own side connecting, closing or disconnecting: no news of the peer
 }
 
-// Hook: tracepoint inet_sock_set_state (4.16), in every change of a TCP socket's state; decides every end of a
-// connection. sk_err is already set. Must not read anything of the current task, nor sleep.
+// Hook: tracepoint inet_sock_set_state (4.16), in every change of a TCP socket's state; decides every end of
+// a connection. sk_err is already set. Must not read anything of the current task, nor sleep.
 SEC("?tp_btf/inet_sock_set_state")
 int BPF_PROG(on_set_state, const struct sock* sk, int old_state, int new_state) {
   __u64 cookie = sk->__sk_common.skc_cookie.counter;
@@ -181,16 +184,15 @@ int BPF_PROG(on_set_state, const struct sock* sk, int old_state, int new_state) 
   struct sockalarm_registration* where = bpf_map_lookup_elem(&registry, &cookie);
   if (!where) return 0;
   int error = sk->sk_err;
-  struct news news = {
-      .cookie = cookie, .error = error, .old_state = old_state, .new_state = new_state};
+  struct news news = {.cookie = cookie, .error = error, .old_state = old_state, .new_state = new_state};
   news.events = event_of_transition(sk, old_state, new_state, error);
   if (news.events) report(where, &news);
   return 0;
 }
 
-// Hook: tracepoint inet_sk_error_report (5.14), when an error is handed to the socket's owner. Wanted only for the
-// errors that leave the state alone (an ICMP error with IP_RECVERR); where a CLOSE follows (some kernels report
-// before it) it is the same news. A failing connect() is left to on_set_state.
+// Hook: tracepoint inet_sk_error_report (5.14), when an error is handed to the socket's owner. Wanted only
+// for the errors that leave the state alone (an ICMP error with IP_RECVERR); where a CLOSE follows (some
+// kernels report before it) it is the same news. A failing connect() is left to on_set_state.
 SEC("?tp_btf/inet_sk_error_report")
 int BPF_PROG(on_error_report, const struct sock* sk) {
   __u64 cookie = sk->__sk_common.skc_cookie.counter;
@@ -217,8 +219,8 @@ static __always_inline void forget(__u64 cookie) {
   bpf_map_delete_elem(&registry, &cookie);
 }
 
-// Hook: cgroup/sock_release on the root cgroup (5.9): the last descriptor of an IPv4 or IPv6 socket went, in the
-// closing task, before any change of state. Returns 1: allow (the value is ignored for a release).
+// Hook: cgroup/sock_release on the root cgroup (5.9): the last descriptor of an IPv4 or IPv6 socket went, in
+// the closing task, before any change of state. Returns 1: allow (the value is ignored for a release).
 SEC("?cgroup/sock_release")
 int on_release(struct bpf_sock* sk) {
   forget(bpf_get_socket_cookie(sk));
@@ -234,8 +236,8 @@ int BPF_PROG(on_destroy, const struct sock* sk) {
   return 0;
 }
 
-// Hook: tracepoint tcp_rcv_space_adjust (4.15), in every receive (recv, splice, zero-copy) of every TCP socket of
-// the host, after copied_seq moved. Attached only while somebody waits for eof with data pending.
+// Hook: tracepoint tcp_rcv_space_adjust (4.15), in every receive (recv, splice, zero-copy) of every TCP
+// socket of the host, after copied_seq moved. Attached only while somebody waits for eof with data pending.
 SEC("?tp_btf/tcp_rcv_space_adjust")
 int BPF_PROG(on_read, const struct sock* sk) {
   if (!(sk->sk_shutdown & RCV_SHUTDOWN)) return 0;

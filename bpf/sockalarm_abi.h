@@ -47,19 +47,18 @@ enum {
  * One watched socket: one cache line in memory shared by the kernel programs and the client.
  *
  * word      written by                         how
- * seen      kernel, client (what it found out  compare-and-swap that ORs into the low half and never touches a
- *           by looking at the socket)          word of another slot generation (high half): a program that still
- *                                              runs for the slot's former socket cannot mark the new one
- * control   client arms and cancels; whoever   compare-and-swap; armed -> fired is won once per generation
- *           delivers the alarm fires
- * extra     client, under its mutex            plain store: events wanted by further alarms of this socket
- * *_at,     kernel, client                     before `seen` is ORed; compare-and-swap from 0, so the first counts
- * error
- * cookie    client, before registering         store; for people and for checks
+ * seen      kernel, client (what it found out  compare-and-swap that ORs into the low half and never touches
+ * a by looking at the socket)          word of another slot generation (high half): a program that still runs
+ * for the slot's former socket cannot mark the new one control   client arms and cancels; whoever
+ * compare-and-swap; armed -> fired is won once per generation delivers the alarm fires extra     client,
+ * under its mutex            plain store: events wanted by further alarms of this socket
+ * *_at,     kernel, client                     before `seen` is ORed; compare-and-swap from 0, so the first
+ * counts error cookie    client, before registering         store; for people and for checks
  *
  * Order. Arming: control := armed, then load seen. Reporting: OR into seen, then load control and extra. Both
- * pairs are sequentially consistent (in BPF, atomics with fetch are full barriers), so at least one side sees the
- * other: an event can be delivered by either, and the compare-and-swap of control lets only one of them win.
+ * pairs are sequentially consistent (in BPF, atomics with fetch are full barriers), so at least one side sees
+ * the other: an event can be delivered by either, and the compare-and-swap of control lets only one of them
+ * win.
  */
 struct sockalarm_watch_state {
   sockalarm_u64 seen;    /* slot generation << 32 | events so far */
@@ -117,7 +116,8 @@ enum sockalarm_lost_cause {
 #else
 #define SOCKALARM_ASSERT(condition) _Static_assert(condition, #condition)
 #endif
-#define SOCKALARM_AT(type, member, offset) SOCKALARM_ASSERT(__builtin_offsetof(struct type, member) == (offset))
+#define SOCKALARM_AT(type, member, offset) \
+  SOCKALARM_ASSERT(__builtin_offsetof(struct type, member) == (offset))
 SOCKALARM_ASSERT(sizeof(struct sockalarm_watch_state) == 64);
 SOCKALARM_AT(sockalarm_watch_state, control, 8);
 SOCKALARM_AT(sockalarm_watch_state, fin_at, 16);

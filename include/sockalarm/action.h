@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <sockalarm/address.h>
+#include <sockalarm/event.h>
 #include <sys/types.h>
 
 #include <chrono>
 #include <functional>
 #include <initializer_list>
 #include <memory>
-#include <sockalarm/address.h>
-#include <sockalarm/event.h>
 #include <stop_token>
 #include <string>
 #include <string_view>
@@ -71,8 +71,8 @@ Action run(std::vector<std::string> argv);
 Action exec(std::vector<std::string> argv);
 // Wait before the next action. No other alarm waits with it. "sleep:2s", "sleep:250ms", "sleep:1.5"
 Action sleep_for(std::chrono::nanoseconds duration);
-// Call a function on the dispatcher thread. While it runs no other alarm of this Watcher is served, so keep it
-// short. An exception stops the chain and is counted as a failure. All signals are blocked there.
+// Call a function on the dispatcher thread. While it runs no other alarm of this Watcher is served, so keep
+// it short. An exception stops the chain and is counted as a failure. All signals are blocked there.
 Action call(std::function<Verdict(const Event&)> function);
 Action call(std::function<void()> function);
 Action request_stop(std::stop_source source);
@@ -86,7 +86,7 @@ Action notify(int eventfd);
 // An immutable list of actions, run in order, once per firing. Copying shares it. Any thread.
 class ActionChain {
  public:
-  ActionChain() = default;  // empty: firing is recorded, nothing runs
+  ActionChain() = default;     // empty: firing is recorded, nothing runs
   ActionChain(Action action);  // NOLINT(google-explicit-constructor): one action is a chain of one
   ActionChain(std::initializer_list<Action> actions);
   explicit ActionChain(std::vector<Action> actions);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <sockalarm/result.h>
 #include <sys/socket.h>
 
-#include <sockalarm/result.h>
 #include <string>
 #include <string_view>
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <sockalarm/address.h>
 #include <sys/types.h>
 
 #include <cstdint>
 #include <optional>
-#include <sockalarm/address.h>
 #include <string>
 #include <vector>
 
@@ -28,7 +28,7 @@ struct DescriptorInfo {
   std::string kind;    // "file", "pipe", "tcp", "udp", "unix-stream", "eventfd", ...
   std::string target;  // path or /proc/PID/fd link
   std::optional<SocketAddress> local, peer;
-  std::string state;   // TCP state name
+  std::string state;  // TCP state name
   std::uint64_t cookie = 0;
   bool listening = false;
 };

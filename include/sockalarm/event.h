@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <sockalarm/result.h>
+
 #include <chrono>
 #include <cstdint>
-#include <sockalarm/result.h>
 #include <string>
 #include <string_view>
 

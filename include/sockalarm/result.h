@@ -11,15 +11,15 @@ namespace sockalarm {
 // Conditions a caller may want to handle. Whatever the operating system says is passed on unchanged as an
 // errno in std::system_category().
 enum class Errc {
-  not_a_socket = 1,   // the descriptor is open, but a file, a pipe, ...
-  not_a_stream,       // a datagram or raw socket: it has no peer that could leave
-  not_connected,      // never connected, disconnected, or listening
-  invalid_events,     // an event name or mask that means nothing, or not on this socket
-  invalid_action,     // an action that could never run (signal 99, a program that is not there, ...)
-  invalid_text,       // text that does not parse
-  unsupported,        // this build or this kernel cannot do it
-  inert_after_fork,   // the object was inherited by fork(); the child must create its own Watcher
-  stopped,            // the Watcher was destroyed
+  not_a_socket = 1,  // the descriptor is open, but a file, a pipe, ...
+  not_a_stream,      // a datagram or raw socket: it has no peer that could leave
+  not_connected,     // never connected, disconnected, or listening
+  invalid_events,    // an event name or mask that means nothing, or not on this socket
+  invalid_action,    // an action that could never run (signal 99, a program that is not there, ...)
+  invalid_text,      // text that does not parse
+  unsupported,       // this build or this kernel cannot do it
+  inert_after_fork,  // the object was inherited by fork(); the child must create its own Watcher
+  stopped,           // the Watcher was destroyed
 };
 
 const std::error_category& error_category() noexcept;

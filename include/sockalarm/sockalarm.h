@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Know the instant a TCP peer goes away, from a thread that is blocked, and run a chain of actions exactly once:
+// Know the instant a TCP peer goes away, from a thread that is blocked, and run a chain of actions exactly
+// once:
 //
 //   auto watcher = sockalarm::Watcher::create().value();
 //   auto watch = watcher.watch(client_fd).value();                     // once per connection

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <sockalarm/action.h>
+#include <sockalarm/event.h>
+#include <sockalarm/result.h>
+
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <sockalarm/action.h>
-#include <sockalarm/event.h>
-#include <sockalarm/result.h>
 #include <stop_token>
 #include <string>
 #include <string_view>
@@ -32,29 +33,30 @@ enum class LogLevel { debug, info, warning, error };
 
 struct Options {
   SourceKind source = SourceKind::automatic;  // the best one to be had; anything else: that one or an error
-  std::size_t max_watches = 0;   // room in the kernel table; 0: as many as this process may have descriptors.
-                                 // Sockets beyond it are watched by epoll
+  std::size_t max_watches = 0;  // room in the kernel table; 0: as many as this process may have descriptors.
+                                // Sockets beyond it are watched by epoll
   std::size_t ring_bytes = 256 * 1024;  // rounded up to a power of two >= a page. Smaller is only slower
   std::chrono::milliseconds closed_check{500};  // how often alarms on `closed` compare descriptor and socket
-  std::function<void(LogLevel, std::string_view)> log;  // called on any thread, also the dispatcher; may be empty
+  std::function<void(LogLevel, std::string_view)>
+      log;  // called on any thread, also the dispatcher; may be empty
 };
 
 // Which source serves, and why no better one does.
 struct Description {
   SourceKind source = SourceKind::automatic;
-  std::string text;                   // one line for people
-  std::vector<std::string> why_not;   // one line for each better source that was refused: the exact reason
+  std::string text;                  // one line for people
+  std::vector<std::string> why_not;  // one line for each better source that was refused: the exact reason
 };
 
 // Counters since the Watcher was made; each only grows but `watches`.
 struct Stats {
-  std::uint64_t watches = 0;          // sockets registered now
-  std::uint64_t fired = 0;            // alarms that went off
+  std::uint64_t watches = 0;  // sockets registered now
+  std::uint64_t fired = 0;    // alarms that went off
   std::uint64_t actions_run = 0;
-  std::uint64_t actions_failed = 0;   // the log hook was told why
-  std::uint64_t records = 0;          // read from the kernel's ring
-  std::uint64_t records_lost = 0;     // the ring was full: the table was swept instead, nothing was missed
-  std::uint64_t records_bad = 0;      // malformed or unknown kind
+  std::uint64_t actions_failed = 0;  // the log hook was told why
+  std::uint64_t records = 0;         // read from the kernel's ring
+  std::uint64_t records_lost = 0;    // the ring was full: the table was swept instead, nothing was missed
+  std::uint64_t records_bad = 0;     // malformed or unknown kind
 };
 
 struct ArmOptions {
@@ -89,9 +91,9 @@ class Alarm {
   // And none is running either.
   Cancelled cancel_and_wait() noexcept;
 
-  bool active() const noexcept;     // armed, or its chain is under way
-  bool triggered() const noexcept;  // it fired since the last start()
-  bool finished() const noexcept;   // and ran to the end of its chain
+  bool active() const noexcept;         // armed, or its chain is under way
+  bool triggered() const noexcept;      // it fired since the last start()
+  bool finished() const noexcept;       // and ran to the end of its chain
   int current_action() const noexcept;  // -1 not triggered; index of the action running; past the end: size
   std::size_t action_count() const noexcept;
   Event cause() const;  // what set it off; empty before triggered()
@@ -125,7 +127,8 @@ class Watch {
   Events seen() const noexcept {
     return Events(static_cast<std::uint32_t>(__atomic_load_n(seen_, __ATOMIC_ACQUIRE))) & events::all;
   }
-  std::chrono::steady_clock::time_point seen_at() const noexcept;  // of the first of events::shut; epoch: none
+  std::chrono::steady_clock::time_point seen_at()
+      const noexcept;          // of the first of events::shut; epoch: none
   int error() const noexcept;  // errno that came with it, if known
 
   // Arm a chain for the calling thread. If a wanted event has happened already it fires at once.
@@ -133,8 +136,8 @@ class Watch {
   [[nodiscard]] Result<Alarm> arm(ActionChain chain, ArmOptions options = {}) const;
   [[nodiscard]] Result<Alarm> arm(ArmOptions options = {}) const;  // the default action: send_signal(SIGALRM)
 
-  // Stopped when one of `on` happens; every call returns the same token's state, the first call's `on` counts.
-  // Empty (never stopped) where arming fails: after fork() or when the Watcher is gone.
+  // Stopped when one of `on` happens; every call returns the same token's state, the first call's `on`
+  // counts. Empty (never stopped) where arming fails: after fork() or when the Watcher is gone.
   std::stop_token stop_token(Events on = events::shut) const;
 
   int fd() const noexcept;

@@ -15,7 +15,8 @@ namespace sockalarm::test {
 
 using namespace std::chrono_literals;
 
-// Far beyond any honest delay, also in an emulated machine under a sanitizer; only a failing test waits so long.
+// Far beyond any honest delay, also in an emulated machine under a sanitizer; only a failing test waits so
+// long.
 inline constexpr auto kPatience = 30s;
 
 // Collects what call() actions tell, and waits for it.
@@ -82,13 +83,13 @@ inline Result<Watcher> make_watcher(SourceKind kind, Options options = {}) {
 }
 
 // In a test body: a Watcher of that kind, or the end of the test.
-#define SOCKALARM_WATCHER(name, kind, ...)                                                       \
-  auto name##_result = ::sockalarm::test::make_watcher(kind __VA_OPT__(, ) __VA_ARGS__);         \
-  if (!name##_result) {                                                                          \
-    if (::sockalarm::test::kernel_required() || (kind) != ::sockalarm::SourceKind::kernel)       \
-      FAIL() << name##_result.error().message();                                                 \
-    GTEST_SKIP() << name##_result.error().message();                                             \
-  }                                                                                              \
+#define SOCKALARM_WATCHER(name, kind, ...)                                                 \
+  auto name##_result = ::sockalarm::test::make_watcher(kind __VA_OPT__(, ) __VA_ARGS__);   \
+  if (!name##_result) {                                                                    \
+    if (::sockalarm::test::kernel_required() || (kind) != ::sockalarm::SourceKind::kernel) \
+      FAIL() << name##_result.error().message();                                           \
+    GTEST_SKIP() << name##_result.error().message();                                       \
+  }                                                                                        \
   ::sockalarm::Watcher& name = *name##_result
 
 }  // namespace sockalarm::test

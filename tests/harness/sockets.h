@@ -54,7 +54,8 @@ inline Listener listen_on(int family, int backlog = 64, int protocol = 0, const 
     address.sin6_addr = in6addr_loopback;
     std::memcpy(&listener.address, &address, listener.length = sizeof address);
   }
-  require(::bind(listener.fd.get(), reinterpret_cast<sockaddr*>(&listener.address), listener.length) == 0, "bind");
+  require(::bind(listener.fd.get(), reinterpret_cast<sockaddr*>(&listener.address), listener.length) == 0,
+          "bind");
   require(::listen(listener.fd.get(), backlog) == 0, "listen");
   ::getsockname(listener.fd.get(), reinterpret_cast<sockaddr*>(&listener.address), &listener.length);
   return listener;
@@ -63,7 +64,8 @@ inline Listener listen_on(int family, int backlog = 64, int protocol = 0, const 
 inline UniqueFd connect_to(const Listener& listener, int protocol = 0) {
   UniqueFd fd(::socket(listener.address.ss_family, SOCK_STREAM | SOCK_CLOEXEC, protocol));
   require(bool(fd), "socket");
-  require(::connect(fd.get(), reinterpret_cast<const sockaddr*>(&listener.address), listener.length) == 0, "connect");
+  require(::connect(fd.get(), reinterpret_cast<const sockaddr*>(&listener.address), listener.length) == 0,
+          "connect");
   return fd;
 }
 

@@ -22,7 +22,8 @@ std::vector<int> open_descriptors() { return detail::own_descriptors().value(); 
 
 // A watched connection, the most common scene.
 struct Scene {
-  explicit Scene(const Watcher& watcher) : connection(tcp_pair()), watch(watcher.watch(connection.ours.get()).value()) {}
+  explicit Scene(const Watcher& watcher)
+      : connection(tcp_pair()), watch(watcher.watch(connection.ours.get()).value()) {}
   void peer_leaves() { connection.peer.reset(); }
 
   Connection connection;
@@ -33,7 +34,8 @@ TEST_P(AlarmsTest, ChainRunsInOrderOnce) {
   SOCKALARM_WATCHER(watcher, GetParam());
   Scene scene(watcher);
   Journal journal;
-  auto alarm = scene.watch.arm(ActionChain{journal.entry("one"), sleep_for(5ms), journal.entry("two"), journal.entry("three")});
+  auto alarm = scene.watch.arm(
+      ActionChain{journal.entry("one"), sleep_for(5ms), journal.entry("two"), journal.entry("three")});
   EXPECT_TRUE(alarm->active());
   EXPECT_FALSE(alarm->triggered());
   EXPECT_FALSE(alarm->finished());
@@ -89,7 +91,9 @@ TEST_P(AlarmsTest, ScopeEndDisarms) {
   SOCKALARM_WATCHER(watcher, GetParam());
   Scene scene(watcher);
   Journal journal;
-  { const auto alarm = scene.watch.arm(journal.entry("out of scope")); }
+  {
+    const auto alarm = scene.watch.arm(journal.entry("out of scope"));
+  }
   scene.peer_leaves();
   const auto alarm = scene.watch.arm(journal.entry("in scope"));
   ASSERT_TRUE(journal.wait_for(1));
@@ -144,11 +148,12 @@ TEST_P(AlarmsTest, CancelFromInsideItsOwnAction) {
   Journal journal;
   Alarm* self = nullptr;
   std::latch known(1);
-  auto alarm = scene.watch.arm(ActionChain{call([&] {
-                                             known.wait();
-                                             journal.write(changed_anything(self->cancel_and_wait()) ? "interrupted" : "not");
-                                           }),
-                                           journal.entry("never")});
+  auto alarm = scene.watch.arm(
+      ActionChain{call([&] {
+                    known.wait();
+                    journal.write(changed_anything(self->cancel_and_wait()) ? "interrupted" : "not");
+                  }),
+                  journal.entry("never")});
   self = &*alarm;
   known.count_down();
   scene.peer_leaves();
@@ -220,7 +225,9 @@ TEST_P(AlarmsTest, OneSocketWatchedTwiceAndThroughADup) {
   Journal journal;
   const auto a = second->arm(journal.entry("second"));
   const auto b = third->arm(journal.entry("third"));
-  { const Watch gone = std::move(*first); }
+  {
+    const Watch gone = std::move(*first);
+  }
   connection.peer.reset();
   ASSERT_TRUE(journal.wait_for(2));
 #if SOCKALARM_LINUX
@@ -250,7 +257,8 @@ TEST_P(AlarmsTest, AThrownExceptionStopsTheChainAndIsToldAndCounted) {
   SOCKALARM_WATCHER(watcher, GetParam(), options);
   Scene scene(watcher);
   Journal journal;
-  const auto alarm = scene.watch.arm(ActionChain{call([] { throw std::runtime_error("no paper"); }), journal.entry("never")});
+  const auto alarm = scene.watch.arm(
+      ActionChain{call([] { throw std::runtime_error("no paper"); }), journal.entry("never")});
   scene.peer_leaves();
   ASSERT_TRUE(eventually([&] { return alarm->triggered() && !alarm->active(); }));
   EXPECT_FALSE(alarm->finished());
@@ -276,7 +284,8 @@ TEST_P(AlarmsTest, VerdictStopEndsTheChain) {
   SOCKALARM_WATCHER(watcher, GetParam());
   Scene scene(watcher);
   Journal journal;
-  const auto alarm = scene.watch.arm(ActionChain{call([](const Event&) { return Verdict::stop; }), journal.entry("never")});
+  const auto alarm =
+      scene.watch.arm(ActionChain{call([](const Event&) { return Verdict::stop; }), journal.entry("never")});
   scene.peer_leaves();
   ASSERT_TRUE(eventually([&] { return alarm->triggered() && !alarm->active(); }));
   EXPECT_FALSE(alarm->finished());
@@ -301,7 +310,6 @@ TEST_P(AlarmsTest, DestroyingTheWatcherEndsChainsAfterTheRunningAction) {
   std::optional<Result<Alarm>> alarm, parked, armed;
   std::latch running(1);
   std::atomic<bool> ended{false}, later{false};
-  std::thread releaser;
   {
     SOCKALARM_WATCHER(watcher, GetParam());
     scene.emplace(watcher);
@@ -310,19 +318,21 @@ TEST_P(AlarmsTest, DestroyingTheWatcherEndsChainsAfterTheRunningAction) {
     parked_scene->peer_leaves();
     ASSERT_TRUE(eventually([&] { return (*parked)->current_action() == 0; }));
     armed.emplace(parked_scene->watch.arm(call([] {}), {.on = events::reset, .deadline = {}}));
-    std::promise<void> may_end;
     alarm.emplace(scene->watch.arm(ActionChain{call([&] {
                                                  running.count_down();
-                                                 may_end.get_future().wait();
-                                                 ended.store(true);
+                                                 // Until the Watcher is being destroyed.
+                                                 ended.store(eventually([&] {
+                                                   return !parked_scene->watch.arm(
+                                                       call([] {}), {.on = events::reset, .deadline = {}});
+                                                 }));
                                                }),
                                                call([&] { later.store(true); })}));
     scene->peer_leaves();
     running.wait();
-    releaser = std::thread([&] { may_end.set_value(); });
-    { const Watcher destroyed = std::move(watcher); }
+    {
+      const Watcher destroyed = std::move(watcher);
+    }
     EXPECT_TRUE(ended.load());
-    releaser.join();
   }
   EXPECT_FALSE(later.load());
   EXPECT_FALSE((*alarm)->active());
@@ -366,9 +376,10 @@ TEST_P(AlarmsTest, InTheForkedChildEverythingIsInert) {
     const auto watched = watcher.watch(scene.connection.ours.get());
     const auto armed = scene.watch.arm();
     const bool inert = !watched && watched.error().code() == Errc::inert_after_fork && !armed &&
-                       armed.error().code() == Errc::inert_after_fork && alarm->cancel() == Cancelled::inactive &&
-                       !alarm->start() && !scene.watch.peer_gone();
-    // The child can make its own. The kernel source is left to its own process: libbpf is not for forked ones.
+                       armed.error().code() == Errc::inert_after_fork &&
+                       alarm->cancel() == Cancelled::inactive && !alarm->start() && !scene.watch.peer_gone();
+    // The child can make its own. The kernel source is left to its own process: libbpf is not for forked
+    // ones.
     bool own_works = false;
     if (auto own = make_watcher(SourceKind::poll)) {
       Connection connection = tcp_pair();
@@ -378,7 +389,9 @@ TEST_P(AlarmsTest, InTheForkedChildEverythingIsInert) {
       connection.peer.reset();
       own_works = own_journal.wait_for(1);
     }
-    { const Watcher destroyed = std::move(watcher); }
+    {
+      const Watcher destroyed = std::move(watcher);
+    }
     ::_exit(inert && own_works ? 0 : 1);
   }
   int status = -1;
@@ -394,7 +407,7 @@ std::atomic<pid_t> signalled_thread{0};
 
 TEST_P(AlarmsTest, TheDefaultActionSignalsTheArmingThreadOutOfItsSystemCall) {
   SOCKALARM_WATCHER(watcher, GetParam());
-  struct sigaction action {}, before {};
+  struct sigaction action{}, before{};
   action.sa_handler = [](int) { signalled_thread.store(::gettid()); };
   ::sigaction(SIGALRM, &action, &before);  // without SA_RESTART
   Scene scene(watcher);
@@ -435,7 +448,7 @@ TEST_P(AlarmsTest, NoStraySignalAfterTheScope) {
   static thread_local volatile std::sig_atomic_t in_scope;
   static std::atomic<int> strays;
   strays.store(0);
-  struct sigaction action {}, before {};
+  struct sigaction action{}, before{};
   action.sa_handler = [](int) {
     if (!in_scope) strays.fetch_add(1);
   };
@@ -463,7 +476,8 @@ TEST_P(AlarmsTest, InWords) {
   Scene scene(watcher);
   const auto alarm = scene.watch.arm(ActionChain{send_signal(SIGURG, SignalTarget::process), sleep_for(2s)});
   const std::string number = std::to_string(alarm->fd());
-  EXPECT_EQ(to_string(*alarm), "alarm on descriptor " + number + " for shut, armed: 1 sig:URG:process; 2 sleep:2s");
+  EXPECT_EQ(to_string(*alarm),
+            "alarm on descriptor " + number + " for shut, armed: 1 sig:URG:process; 2 sleep:2s");
 }
 
 TEST_P(AlarmsTest, BadInputSaysWhatIsWrongAndLeaksNothing) {
@@ -489,8 +503,9 @@ TEST_P(AlarmsTest, BadInputSaysWhatIsWrongAndLeaksNothing) {
   refused(unconnected.get(), Errc::not_connected, "not connected");
   refused(listener.fd.get(), Errc::not_connected, "listening");
 
-  for (const Action& bad : {send_signal(0), send_signal(99), run({"/no/such/program"}), run({}), close_fd(19'999), kill_process(0, 1),
-                            kill_process(SIGTERM, -1), sleep_for(-1s), call(std::function<void()>())}) {
+  for (const Action& bad :
+       {send_signal(0), send_signal(99), run({"/no/such/program"}), run({}), close_fd(19'999),
+        kill_process(0, 1), kill_process(SIGTERM, -1), sleep_for(-1s), call(std::function<void()>())}) {
     const auto alarm = scene.watch.arm(bad);
     EXPECT_FALSE(alarm) << to_string(bad);
   }
@@ -512,7 +527,8 @@ TEST_P(AlarmsTest, NothingIsLeftOpen) {
     const auto now = open_descriptors();
     for (const int fd : now) {
       if (std::find(before.begin(), before.end(), fd) != before.end()) continue;
-      EXPECT_TRUE(::fcntl(fd, F_GETFD) & FD_CLOEXEC) << "descriptor " << fd << " would be inherited by programs";
+      EXPECT_TRUE(::fcntl(fd, F_GETFD) & FD_CLOEXEC)
+          << "descriptor " << fd << " would be inherited by programs";
     }
   }
   EXPECT_EQ(open_descriptors(), before);

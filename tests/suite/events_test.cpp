@@ -55,7 +55,8 @@ TEST_P(EventsTest, HalfCloseIsFinOnlyAndTheResetStillComes) {
   const auto watch = watcher.watch(connection.ours.get());
   Journal strict, lenient;
   const auto on_fin = watch->arm(strict.cause());
-  const auto on_reset = watch->arm(lenient.cause(), {.on = events::reset | events::timeout | events::error, .deadline = {}});
+  const auto on_reset =
+      watch->arm(lenient.cause(), {.on = events::reset | events::timeout | events::error, .deadline = {}});
   ::shutdown(connection.peer.get(), SHUT_WR);
   ASSERT_TRUE(strict.wait_for(1));
   send_text(connection.ours.get(), "unread by the peer");

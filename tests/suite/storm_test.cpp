@@ -39,8 +39,8 @@ std::vector<Connection> many_connections(std::size_t count) {
   return connections;
 }
 
-// Processes that hold the peers and nothing else, one for each of two CPUs: when they are killed, all peers leave as
-// fast as the kernel closes.
+// Processes that hold the peers and nothing else, one for each of two CPUs: when they are killed, all peers
+// leave as fast as the kernel closes.
 class PeerProcesses {
  public:
   explicit PeerProcesses(std::vector<Connection>& connections) {
@@ -74,10 +74,11 @@ class PeerProcesses {
   std::array<pid_t, 2> pids_{};
 };
 
-// Every alarm fires exactly once, whatever the ring holds. hold: the dispatcher is kept busy until all peers have
-// left, so that nothing is read from the ring meanwhile.
+// Every alarm fires exactly once, whatever the ring holds. hold: the dispatcher is kept busy until all peers
+// have left, so that nothing is read from the ring meanwhile.
 void storm(const Watcher& watcher, std::size_t count, bool hold = false) {
-  if (!raise_descriptor_limit(2 * count + 200)) GTEST_SKIP() << "fewer than " << 2 * count + 200 << " descriptors allowed";
+  if (!raise_descriptor_limit(2 * count + 200))
+    GTEST_SKIP() << "fewer than " << 2 * count + 200 << " descriptors allowed";
   auto connections = many_connections(count);
   PeerProcesses peers(connections);
   std::vector<std::atomic<int>> fired(count);
@@ -112,11 +113,16 @@ void storm(const Watcher& watcher, std::size_t count, bool hold = false) {
   if (hold) release.count_down();
   ASSERT_TRUE(eventually([&] { return total.load() >= count; })) << total.load() << " of " << count;
   const auto all_fired = std::chrono::steady_clock::now();
-  ASSERT_TRUE(eventually([&] { return std::none_of(alarms.begin(), alarms.end(), [](const Alarm& a) { return a.active(); }); }));
+  ASSERT_TRUE(eventually(
+      [&] { return std::none_of(alarms.begin(), alarms.end(), [](const Alarm& a) { return a.active(); }); }));
   for (std::size_t i = 0; i < count; ++i) ASSERT_EQ(fired[i].load(), 1) << "alarm " << i;
-  const auto ms = [](auto duration) { return std::chrono::duration_cast<std::chrono::milliseconds>(duration).count(); };
-  std::cout << count << " peers left within " << ms(died - start) << " ms; the last alarm had run " << ms(all_fired - start)
-            << " ms after the first left; records lost and swept for: " << watcher.stats().records_lost << "\n";
+  const auto ms = [](auto duration) {
+    return std::chrono::duration_cast<std::chrono::milliseconds>(duration).count();
+  };
+  std::cout << count << " peers left within " << ms(died - start) << " ms; the last alarm had run "
+            << ms(all_fired - start)
+            << " ms after the first left; records lost and swept for: " << watcher.stats().records_lost
+            << "\n";
 }
 
 TEST_P(StormTest, NineThousandSockets) {
@@ -174,7 +180,8 @@ TEST_P(StormTest, SocketsBeyondTheTableAreWatchedByEpoll) {
 // sockets, so the model is exact; source, dispatcher and table are shared by all.
 class RandomWalk {
  public:
-  RandomWalk(const Watcher& watcher, unsigned seed, std::size_t sockets) : watcher_(watcher), random_(seed), scenes_(sockets) {
+  RandomWalk(const Watcher& watcher, unsigned seed, std::size_t sockets)
+      : watcher_(watcher), random_(seed), scenes_(sockets) {
     for (Scene& scene : scenes_) open(scene);
   }
 
@@ -217,8 +224,10 @@ class RandomWalk {
 
   // What must fire has fired before the next operation, so that every cancel has one right answer.
   void settle(Scene& scene) {
-    ASSERT_TRUE(eventually([&] { return scene.fired.load() >= scene.expected && (scene.armed || !scene.alarm || !scene.alarm->active()); }))
-        << scene.fired.load() << " of " << scene.expected;
+    ASSERT_TRUE(eventually([&] {
+      return scene.fired.load() >= scene.expected && (scene.armed || !scene.alarm || !scene.alarm->active());
+    })) << scene.fired.load()
+        << " of " << scene.expected;
     ASSERT_EQ(scene.fired.load(), scene.expected);
   }
 
@@ -282,7 +291,8 @@ TEST_P(StormTest, RandomOperationsAgainstAModel) {
   SOCKALARM_WATCHER(watcher, GetParam(), options);
   constexpr int kThreads = 4, kOperations = 20'000;
   const int sockets = GetParam() == SourceKind::poll ? 200 : 2'000;
-  if (!raise_descriptor_limit(static_cast<rlim_t>(2 * sockets + 200))) GTEST_SKIP() << "too few descriptors allowed";
+  if (!raise_descriptor_limit(static_cast<rlim_t>(2 * sockets + 200)))
+    GTEST_SKIP() << "too few descriptors allowed";
   const auto seed = std::random_device()();
   RecordProperty("seed", std::to_string(seed));
   std::vector<std::thread> threads;

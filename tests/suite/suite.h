@@ -30,11 +30,13 @@ inline constexpr bool kFinNeedsReading = false;
 
 class SourceTest : public testing::TestWithParam<SourceKind> {};
 
-inline std::string source_name(const testing::TestParamInfo<SourceKind>& info) { return std::string(to_string(info.param)); }
+inline std::string source_name(const testing::TestParamInfo<SourceKind>& info) {
+  return std::string(to_string(info.param));
+}
 
-#define SOCKALARM_SUITE(fixture)                                                                      \
-  class fixture : public ::sockalarm::test::SourceTest {};                                            \
-  INSTANTIATE_TEST_SUITE_P(Source, fixture, testing::ValuesIn(::sockalarm::test::tested_sources()),   \
+#define SOCKALARM_SUITE(fixture)                                                                    \
+  class fixture : public ::sockalarm::test::SourceTest {};                                          \
+  INSTANTIATE_TEST_SUITE_P(Source, fixture, testing::ValuesIn(::sockalarm::test::tested_sources()), \
                            ::sockalarm::test::source_name)
 
 }  // namespace sockalarm::test

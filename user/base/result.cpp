@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cstring>
 #include <sockalarm/result.h>
+
+#include <cstring>
 
 namespace sockalarm {
 namespace {
@@ -10,22 +11,33 @@ class Category final : public std::error_category {
   const char* name() const noexcept override { return "sockalarm"; }
   std::string message(int value) const override {
     switch (static_cast<Errc>(value)) {
-      case Errc::not_a_socket: return "not a socket";
-      case Errc::not_a_stream: return "not a stream socket";
-      case Errc::not_connected: return "not connected";
-      case Errc::invalid_events: return "invalid events";
-      case Errc::invalid_action: return "invalid action";
-      case Errc::invalid_text: return "invalid text";
-      case Errc::unsupported: return "not supported";
-      case Errc::inert_after_fork: return "inherited by fork(), therefore inert";
-      case Errc::stopped: return "the watcher is gone";
+      case Errc::not_a_socket:
+        return "not a socket";
+      case Errc::not_a_stream:
+        return "not a stream socket";
+      case Errc::not_connected:
+        return "not connected";
+      case Errc::invalid_events:
+        return "invalid events";
+      case Errc::invalid_action:
+        return "invalid action";
+      case Errc::invalid_text:
+        return "invalid text";
+      case Errc::unsupported:
+        return "not supported";
+      case Errc::inert_after_fork:
+        return "inherited by fork(), therefore inert";
+      case Errc::stopped:
+        return "the watcher is gone";
     }
     return "unknown error " + std::to_string(value);
   }
 };
 
 // strerror_r(3) is two functions: POSIX' fills the buffer and returns an int, GNU's returns the text.
-[[maybe_unused]] const char* errno_text(int result, const char* buffer) { return result == 0 ? buffer : nullptr; }
+[[maybe_unused]] const char* errno_text(int result, const char* buffer) {
+  return result == 0 ? buffer : nullptr;
+}
 [[maybe_unused]] const char* errno_text(const char* result, const char*) { return result; }
 
 }  // namespace

@@ -2,12 +2,12 @@
 #pragma once
 
 #include <signal.h>
+#include <sockalarm/event.h>
+#include <sockalarm/result.h>
 #include <sys/types.h>
 
 #include <chrono>
 #include <optional>
-#include <sockalarm/event.h>
-#include <sockalarm/result.h>
 #include <string>
 
 namespace sockalarm::detail {

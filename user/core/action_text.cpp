@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/action_text.h"
 
+#include <sockalarm/action.h>
+
 #include <charconv>
 #include <cstdint>
 #include <optional>
-#include <sockalarm/action.h>
 #include <vector>
 
 #include "core/action_impl.h"
 #include "core/shell_words.h"
 #include "core/signal_text.h"
 
-// The text form of actions. Actions are what the factory functions make of the arguments, so what is invalid is
-// decided there; here only what does not read.
+// The text form of actions. Actions are what the factory functions make of the arguments, so what is invalid
+// is decided there; here only what does not read.
 
 namespace sockalarm {
 namespace detail {
@@ -23,7 +24,7 @@ struct Unit {
   std::string_view name;
   std::uint64_t nanoseconds;
 };
-constexpr Unit kUnits[] = {{"", kSecond},  {"s", kSecond}, {"ms", 1'000'000},
+constexpr Unit kUnits[] = {{"", kSecond}, {"s", kSecond}, {"ms", 1'000'000},
                            {"us", 1'000}, {"ns", 1},      {"m", 60 * kSecond}};
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
@@ -51,7 +52,8 @@ Result<int> read_signal(std::string_view text) {
 Result<std::string> one_word(std::string_view arguments) {
   auto words = split_words(arguments);
   if (!words) return fail(words.error());
-  if (words->size() != 1) return fail(misread(words->empty() ? "nothing follows the ':'" : "more than one word"));
+  if (words->size() != 1)
+    return fail(misread(words->empty() ? "nothing follows the ':'" : "more than one word"));
   return std::move(words->front());
 }
 
@@ -61,7 +63,8 @@ Result<Actions> build_signal(std::string_view arguments) {
   std::string_view name = *word;
   auto target = SignalTarget::arming_thread;
   if (const auto colon = name.find(':'); colon != std::string_view::npos) {
-    if (name.substr(colon + 1) != "process") return fail(misread(quoted(name.substr(colon + 1)) + " is not 'process'"));
+    if (name.substr(colon + 1) != "process")
+      return fail(misread(quoted(name.substr(colon + 1)) + " is not 'process'"));
     target = SignalTarget::process;
     name = name.substr(0, colon);
   }
@@ -90,7 +93,9 @@ Result<Actions> build_for_targets(std::string_view arguments) {
   Actions actions;
   for (const std::string_view target : *targets) {
     const auto word = one_word(target);
-    if (!word) return fail(target.find_first_not_of(' ') == target.npos ? misread("a target is missing") : word.error());
+    if (!word)
+      return fail(target.find_first_not_of(' ') == target.npos ? misread("a target is missing")
+                                                               : word.error());
     if (const auto fd = parse_number<int>(*word)) {
       actions.push_back(by_fd(*fd));
       continue;
@@ -133,11 +138,13 @@ struct Verb {
   std::string_view form;  // what errors say was expected
   Result<Actions> (*build)(std::string_view arguments);
 };
-constexpr std::string_view kTarget = "a descriptor of a connected socket (7) or its peer's address (127.0.0.1:3306)";
+constexpr std::string_view kTarget =
+    "a descriptor of a connected socket (7) or its peer's address (127.0.0.1:3306)";
 constexpr Verb kVerbs[] = {
     {"sig", "sig:ALRM or sig:ALRM:process", build_signal},
     {"kill", "kill:TERM:1234, signal first", build_kill},
-    {"close", "an open descriptor (7) or the address of a peer (127.0.0.1:3306)", build_for_targets<close_fd, close_peer>},
+    {"close", "an open descriptor (7) or the address of a peer (127.0.0.1:3306)",
+     build_for_targets<close_fd, close_peer>},
     {"shut_r", kTarget, build_for_targets<shutdown_read, shutdown_read>},
     {"shut_w", kTarget, build_for_targets<shutdown_write, shutdown_write>},
     {"shut_rw", kTarget, build_for_targets<shutdown_both, shutdown_both>},
@@ -150,7 +157,8 @@ constexpr Verb kVerbs[] = {
 };
 
 Error unknown_verb(std::string_view text) {
-  std::string message = "action " + quoted(text) + " does not begin with the name of an action; expected one of";
+  std::string message =
+      "action " + quoted(text) + " does not begin with the name of an action; expected one of";
   for (const Verb& verb : kVerbs)
     if (verb.build != build_code) message.append(" ").append(verb.name).append(":");
   return misread(std::move(message));
@@ -190,7 +198,8 @@ Result<std::chrono::nanoseconds> parse_duration(std::string_view text) {
   std::size_t at = 0, digits = 0;
   for (; at < text.size() && is_digit(text[at]); ++at, ++digits) {
     whole = whole * 10 + static_cast<std::uint64_t>(text[at] - '0');
-    if (whole > static_cast<std::uint64_t>(kLongestSleep.count())) return fail(misread(quoted(text) + " is too long"));
+    if (whole > static_cast<std::uint64_t>(kLongestSleep.count()))
+      return fail(misread(quoted(text) + " is too long"));
   }
   if (at < text.size() && text[at] == '.')
     for (++at; at < text.size() && is_digit(text[at]); ++at, ++digits) {
@@ -233,7 +242,8 @@ Result<Action> parse_action(std::string_view text) {
   const auto steps = detail::split_unquoted(text, ';');
   if (!steps) return fail(steps.error());
   if (steps->size() > 1)
-    return fail(detail::misread("'" + std::string(text) + "' is more than one action; expected one, with every ';' in quotes"));
+    return fail(detail::misread("'" + std::string(text) +
+                                "' is more than one action; expected one, with every ';' in quotes"));
   auto actions = detail::parse_step(text);
   if (!actions) return fail(actions.error());
   if (actions->size() > 1)
@@ -244,14 +254,17 @@ Result<Action> parse_action(std::string_view text) {
 Result<ActionChain> ActionChain::parse(std::string_view text) {
   auto steps = detail::split_unquoted(text, ';');
   if (!steps) return fail(steps.error());
-  const auto blank = [](std::string_view step) { return step.find_first_not_of(detail::kSpaces) == step.npos; };
+  const auto blank = [](std::string_view step) {
+    return step.find_first_not_of(detail::kSpaces) == step.npos;
+  };
   if (steps->size() > 1 && blank(steps->back())) steps->pop_back();  // a ';' at the end
   std::vector<Action> chain;
   for (const std::string_view step : *steps) {
     if (blank(step)) {
       const auto position = static_cast<std::size_t>(step.data() - text.data()) + 1;
       return fail(detail::misread("an action is missing at character " + std::to_string(position) + " of '" +
-                                  std::string(text) + "'; expected actions separated by ';', such as sig:ALRM; sleep:2s"));
+                                  std::string(text) +
+                                  "'; expected actions separated by ';', such as sig:ALRM; sleep:2s"));
     }
     auto actions = detail::parse_step(step);
     if (!actions) return fail(actions.error());

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <sockalarm/action.h>
-
 #include <fcntl.h>
 #include <signal.h>
+#include <sockalarm/action.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -15,9 +14,9 @@
 #include "base/unique_fd.h"
 #include "core/action_impl.h"
 #include "core/action_text.h"
+#include "core/own_descriptors.h"
 #include "core/shell_words.h"
 #include "core/signal_text.h"
-#include "core/own_descriptors.h"
 #include "core/socket_identity.h"
 #include "core/spawn.h"
 
@@ -43,7 +42,8 @@ Outcome outcome_of(int result, const std::string& what) {
 
 std::optional<Error> check_signal(int signal) {
   if (signal >= 1 && signal <= SIGRTMAX) return std::nullopt;
-  return Error(Errc::invalid_action, "signal " + std::to_string(signal) + " does not exist; use 1 to " + std::to_string(SIGRTMAX));
+  return Error(Errc::invalid_action,
+               "signal " + std::to_string(signal) + " does not exist; use 1 to " + std::to_string(SIGRTMAX));
 }
 
 class SendSignal final : public ActionImpl {
@@ -76,7 +76,8 @@ class KillProcess final : public ActionImpl {
     error_ = check_signal(signal);
     if (error_) return;
     if (pid <= 0) {
-      error_ = Error(Errc::invalid_action, "process id " + std::to_string(pid) + " is not a single process; it must be above 0");
+      error_ = Error(Errc::invalid_action,
+                     "process id " + std::to_string(pid) + " is not a single process; it must be above 0");
       return;
     }
 #if SOCKALARM_LINUX
@@ -84,16 +85,21 @@ class KillProcess final : public ActionImpl {
     if (!pidfd_ && errno != ENOSYS) error_ = Error::from_errno(errno, "process " + std::to_string(pid));
     if (pidfd_ || error_) return;
 #endif
-    if (::kill(pid, 0) != 0 && errno != EPERM) error_ = Error::from_errno(errno, "process " + std::to_string(pid));
+    if (::kill(pid, 0) != 0 && errno != EPERM)
+      error_ = Error::from_errno(errno, "process " + std::to_string(pid));
   }
   Outcome run(const ActionContext&) const override {
     const std::string what = "signal to process " + std::to_string(pid_);
 #if SOCKALARM_LINUX
-    if (pidfd_) return outcome_of(static_cast<int>(::syscall(SYS_pidfd_send_signal, pidfd_.get(), signal_, nullptr, 0)), what);
+    if (pidfd_)
+      return outcome_of(static_cast<int>(::syscall(SYS_pidfd_send_signal, pidfd_.get(), signal_, nullptr, 0)),
+                        what);
 #endif
     return outcome_of(::kill(pid_, signal_), what);
   }
-  std::string text() const override { return "kill:" + detail::signal_name(signal_) + ":" + std::to_string(pid_); }
+  std::string text() const override {
+    return "kill:" + detail::signal_name(signal_) + ":" + std::to_string(pid_);
+  }
 
  private:
   int signal_;
@@ -106,20 +112,28 @@ enum class Ending { close, shutdown_read, shutdown_write, shutdown_both };
 
 const char* name_of(Ending how) noexcept {
   switch (how) {
-    case Ending::close: return "close";
-    case Ending::shutdown_read: return "shut_r";
-    case Ending::shutdown_write: return "shut_w";
-    case Ending::shutdown_both: break;
+    case Ending::close:
+      return "close";
+    case Ending::shutdown_read:
+      return "shut_r";
+    case Ending::shutdown_write:
+      return "shut_w";
+    case Ending::shutdown_both:
+      break;
   }
   return "shut_rw";
 }
 
 int end(Ending how, int fd) noexcept {
   switch (how) {
-    case Ending::close: return ::close(fd);
-    case Ending::shutdown_read: return ::shutdown(fd, SHUT_RD);
-    case Ending::shutdown_write: return ::shutdown(fd, SHUT_WR);
-    case Ending::shutdown_both: break;
+    case Ending::close:
+      return ::close(fd);
+    case Ending::shutdown_read:
+      return ::shutdown(fd, SHUT_RD);
+    case Ending::shutdown_write:
+      return ::shutdown(fd, SHUT_WR);
+    case Ending::shutdown_both:
+      break;
   }
   return ::shutdown(fd, SHUT_RDWR);
 }
@@ -127,16 +141,18 @@ int end(Ending how, int fd) noexcept {
 class EndDescriptor final : public ActionImpl {
  public:
   EndDescriptor(Ending how, int fd) : how_(how), fd_(fd), identity_(detail::file_identity(fd)) {
-    struct stat status {};
+    struct stat status{};
     if (!identity_ || ::fstat(fd, &status) != 0)
       error_ = Error::from_errno(EBADF, "descriptor " + std::to_string(fd));
     else if (how != Ending::close && !S_ISSOCK(status.st_mode))
-      error_ = Error(Errc::not_a_socket, "descriptor " + std::to_string(fd) + " is not a socket and cannot be shut down");
+      error_ = Error(Errc::not_a_socket,
+                     "descriptor " + std::to_string(fd) + " is not a socket and cannot be shut down");
   }
   Outcome run(const ActionContext&) const override {
     const std::string what = std::string(name_of(how_)) + " of descriptor " + std::to_string(fd_);
     if (detail::file_identity(fd_) != identity_)
-      return Outcome::failed(Error::from_errno(EBADF, what + ": it was closed, and the number may mean another file now; left alone"));
+      return Outcome::failed(Error::from_errno(
+          EBADF, what + ": it was closed, and the number may mean another file now; left alone"));
     return outcome_of(end(how_, fd_), what);
   }
   std::string text() const override { return std::string(name_of(how_)) + ":" + std::to_string(fd_); }
@@ -151,7 +167,8 @@ class EndPeer final : public ActionImpl {
  public:
   EndPeer(Ending how, const SocketAddress& peer) : how_(how), peer_(peer) {
     if (peer.family() != AF_INET && peer.family() != AF_INET6 && peer.family() != AF_UNIX)
-      error_ = Error(Errc::invalid_action, to_string(peer) + " cannot be a peer here; use IPv4, IPv6 or AF_UNIX");
+      error_ =
+          Error(Errc::invalid_action, to_string(peer) + " cannot be a peer here; use IPv4, IPv6 or AF_UNIX");
   }
   Outcome run(const ActionContext&) const override {
     const std::string what = std::string(name_of(how_)) + " of what is connected to " + to_string(peer_);
@@ -183,22 +200,27 @@ class Program final : public ActionImpl {
  public:
   enum class How { run, exec };
   Program(How how, std::vector<std::string> argv) : how_(how), argv_(std::move(argv)) {
-    auto path = argv_.empty() ? fail(Error(Errc::invalid_action, "no program was named")) : detail::find_program(argv_.front());
+    auto path = argv_.empty() ? fail(Error(Errc::invalid_action, "no program was named"))
+                              : detail::find_program(argv_.front());
     if (path)
       path_ = std::move(*path);
     else
       error_ = path.error();
     for (const std::string& word : argv_)
-      if (word.find('\0') != std::string::npos) error_ = Error(Errc::invalid_action, "an argument of " + quoted(argv_.front()) + " contains a zero byte");
+      if (word.find('\0') != std::string::npos)
+        error_ =
+            Error(Errc::invalid_action, "an argument of " + quoted(argv_.front()) + " contains a zero byte");
   }
   Outcome run(const ActionContext& context) const override {
-    if (how_ == How::exec) return Outcome::failed(detail::replace_process(path_, argv_, context.program_mask));
+    if (how_ == How::exec)
+      return Outcome::failed(detail::replace_process(path_, argv_, context.program_mask));
     auto started = detail::start_detached(path_, argv_, context.program_mask);
     return started ? Outcome::proceed() : Outcome::failed(started.error());
   }
   std::string text() const override {
     std::string words = how_ == How::run ? "run:" : "exec:";
-    for (std::size_t i = 0; i < argv_.size(); ++i) words += (i == 0 ? "" : " ") + detail::quote_word(argv_[i]);
+    for (std::size_t i = 0; i < argv_.size(); ++i)
+      words += (i == 0 ? "" : " ") + detail::quote_word(argv_[i]);
     return words;
   }
 
@@ -212,7 +234,8 @@ class Sleep final : public ActionImpl {
  public:
   explicit Sleep(std::chrono::nanoseconds duration) : duration_(duration) {
     if (duration.count() < 0)
-      error_ = Error(Errc::invalid_action, "cannot sleep for " + std::to_string(duration.count()) + " ns; the time must not be negative");
+      error_ = Error(Errc::invalid_action, "cannot sleep for " + std::to_string(duration.count()) +
+                                               " ns; the time must not be negative");
   }
   Outcome run(const ActionContext&) const override { return {Outcome::Next::pause, duration_, std::nullopt}; }
   std::string text() const override { return "sleep:" + detail::duration_text(duration_); }
@@ -229,7 +252,9 @@ class Call final : public ActionImpl {
   Outcome run(const ActionContext& context) const override {
     std::string why = "an exception that is not a std::exception";
     try {
-      return {function_(context.event) == Verdict::stop ? Outcome::Next::stop : Outcome::Next::proceed, {}, std::nullopt};
+      return {function_(context.event) == Verdict::stop ? Outcome::Next::stop : Outcome::Next::proceed,
+              {},
+              std::nullopt};
     } catch (const std::exception& exception) {
       why = exception.what();
     } catch (...) {
@@ -259,18 +284,22 @@ class RequestStop final : public ActionImpl {
 
 class Notify final : public ActionImpl {
  public:
-  // All eventfds share one inode, so that the number means the same one later cannot be told: the caller keeps it open.
+  // All eventfds share one inode, so that the number means the same one later cannot be told: the caller
+  // keeps it open.
   explicit Notify(int fd) : fd_(fd) {
     const int flags = ::fcntl(fd, F_GETFL);
     if (flags < 0)
       error_ = Error::from_errno(errno, "eventfd " + std::to_string(fd));
     else if ((flags & O_ACCMODE) == O_RDONLY)
-      error_ = Error(Errc::invalid_action, "descriptor " + std::to_string(fd) + " cannot be written; an eventfd is needed");
+      error_ = Error(Errc::invalid_action,
+                     "descriptor " + std::to_string(fd) + " cannot be written; an eventfd is needed");
   }
   Outcome run(const ActionContext&) const override {
     const std::uint64_t one = 1;
-    const bool told = ::write(fd_, &one, sizeof one) == static_cast<ssize_t>(sizeof one) || errno == EAGAIN;  // EAGAIN: full of news
-    return told ? Outcome::proceed() : Outcome::failed(Error::from_errno(errno, "eventfd " + std::to_string(fd_)));
+    const bool told = ::write(fd_, &one, sizeof one) == static_cast<ssize_t>(sizeof one) ||
+                      errno == EAGAIN;  // EAGAIN: full of news
+    return told ? Outcome::proceed()
+                : Outcome::failed(Error::from_errno(errno, "eventfd " + std::to_string(fd_)));
   }
   std::string text() const override { return "notify:" + std::to_string(fd_); }
 

@@ -2,6 +2,7 @@
 #include <arpa/inet.h>
 #include <net/if.h>
 #include <netinet/in.h>
+#include <sockalarm/address.h>
 #include <sys/un.h>
 
 #include <algorithm>
@@ -10,7 +11,6 @@
 #include <cstddef>
 #include <cstring>
 #include <optional>
-#include <sockalarm/address.h>
 
 // Two addresses are equal exactly when their texts are; both come from the same normal form.
 
@@ -27,8 +27,8 @@ Sockaddr copy_as(const SocketAddress& address) noexcept {
   return copy;
 }
 
-// IPv4 is kept v4-mapped. The scope counts for link-local addresses only, as in the kernel: getpeername(2) gives
-// 0 for all others.
+// IPv4 is kept v4-mapped. The scope counts for link-local addresses only, as in the kernel: getpeername(2)
+// gives 0 for all others.
 struct InternetName {
   in6_addr address{};
   in_port_t port = 0;
@@ -38,9 +38,12 @@ struct InternetName {
     static constexpr std::array<unsigned char, 12> kMapped{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
     return std::memcmp(&address, kMapped.data(), kMapped.size()) == 0;
   }
-  bool is_link_local() const noexcept { return address.s6_addr[0] == 0xfe && (address.s6_addr[1] & 0xc0) == 0x80; }
+  bool is_link_local() const noexcept {
+    return address.s6_addr[0] == 0xfe && (address.s6_addr[1] & 0xc0) == 0x80;
+  }
   friend bool operator==(const InternetName& a, const InternetName& b) noexcept {
-    return std::memcmp(&a.address, &b.address, sizeof a.address) == 0 && a.port == b.port && a.scope == b.scope;
+    return std::memcmp(&a.address, &b.address, sizeof a.address) == 0 && a.port == b.port &&
+           a.scope == b.scope;
   }
 };
 
@@ -68,15 +71,17 @@ std::optional<InternetName> internet_name(const SocketAddress& socket) noexcept 
 std::optional<std::string_view> unix_name(const SocketAddress& socket) noexcept {
   if (socket.family() != AF_UNIX) return std::nullopt;
   if (socket.size() <= kPathAt) return std::string_view{};
-  const std::size_t size = std::min(static_cast<std::size_t>(socket.size()) - kPathAt, sizeof(sockaddr_un::sun_path));
+  const std::size_t size =
+      std::min(static_cast<std::size_t>(socket.size()) - kPathAt, sizeof(sockaddr_un::sun_path));
   const std::string_view bytes(reinterpret_cast<const char*>(socket.data()) + kPathAt, size);
   if (kAbstractNames && bytes.front() == '\0') return bytes;
   return bytes.substr(0, bytes.find('\0'));
 }
 
 Error bad(std::string_view text, const std::string& why) {
-  return {Errc::invalid_text, "'" + std::string(text) + "' is not a socket address: " + why +
-                                  "; expected one like 127.0.0.1:3306, [::1]:80, unix:/run/db.sock or unix:@abstract"};
+  return {Errc::invalid_text,
+          "'" + std::string(text) + "' is not a socket address: " + why +
+              "; expected one like 127.0.0.1:3306, [::1]:80, unix:/run/db.sock or unix:@abstract"};
 }
 
 bool all_digits(std::string_view text) {
@@ -115,7 +120,8 @@ Result<SocketAddress> parse_internet(std::string_view text) {
     address.sin_family = AF_INET;
     address.sin_port = htons(*port);
     if (host.find(':') != std::string::npos) return fail(bad(text, "IPv6 addresses stand in brackets"));
-    if (!read_ip(AF_INET, host, &address.sin_addr)) return fail(bad(text, "'" + host + "' is not an IPv4 address"));
+    if (!read_ip(AF_INET, host, &address.sin_addr))
+      return fail(bad(text, "'" + host + "' is not an IPv4 address"));
     return SocketAddress(reinterpret_cast<const sockaddr*>(&address), sizeof address);
   }
   if (!host.ends_with(']')) return fail(bad(text, "']:' and a port must follow the IPv6 address"));
@@ -170,7 +176,8 @@ std::optional<std::string> unescape(std::string_view text) {
 Result<SocketAddress> parse_unix(std::string_view text, std::string_view name) {
   const bool abstract = name.starts_with('@');
   if (abstract && !kAbstractNames)
-    return fail(Error(Errc::unsupported, "'" + std::string(text) + "': only Linux has abstract socket names"));
+    return fail(
+        Error(Errc::unsupported, "'" + std::string(text) + "': only Linux has abstract socket names"));
   auto bytes = unescape(name);
   if (!bytes) return fail(bad(text, "a backslash must be written \\x5c, and any byte may be written so"));
   if (abstract)
@@ -183,7 +190,8 @@ Result<SocketAddress> parse_unix(std::string_view text, std::string_view name) {
   address.sun_family = AF_UNIX;
   std::copy(bytes->begin(), bytes->end(), address.sun_path);
   std::size_t size = kPathAt + bytes->size();
-  if (!bytes->empty() && !abstract) size = std::min(size + 1, sizeof address);  // the path's NUL, where it fits
+  if (!bytes->empty() && !abstract)
+    size = std::min(size + 1, sizeof address);  // the path's NUL, where it fits
   return SocketAddress(reinterpret_cast<const sockaddr*>(&address), static_cast<socklen_t>(size));
 }
 

@@ -7,7 +7,10 @@
 namespace sockalarm::detail {
 
 AlarmRecord::AlarmRecord(std::shared_ptr<Socket> of, int descriptor, bool first)
-    : socket(std::move(of)), fd(descriptor), primary(first), control_(first ? &socket->state->control : &own_control_) {}
+    : socket(std::move(of)),
+      fd(descriptor),
+      primary(first),
+      control_(first ? &socket->state->control : &own_control_) {}
 
 AlarmRecord::~AlarmRecord() { socket->core->remove(*this); }
 
@@ -36,7 +39,8 @@ bool AlarmRecord::queue(std::uint32_t generation, const Event& what_happened) {
 
 bool AlarmRecord::begin_action(std::uint32_t generation, int index) {
   const std::lock_guard lock(mutex);
-  if (run_generation != generation || phase.load() == Phase::ended || phase.load() == Phase::waiting) return false;
+  if (run_generation != generation || phase.load() == Phase::ended || phase.load() == Phase::waiting)
+    return false;
   resume = Dispatcher::kNoTimer;
   if (ended_by_cancel()) return false;
   phase.store(Phase::running);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <sockalarm/watcher.h>
 #include <sys/types.h>
 
 #include <atomic>
@@ -8,7 +9,6 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <sockalarm/watcher.h>
 
 #include "core/dispatcher.h"
 #include "core/watch_state.h"
@@ -20,12 +20,14 @@ struct Socket;
 // What an Alarm stands for. Two parts, each with its own rule:
 //
 // The control word decides whether this generation fires: idle -> armed -> fired or back to idle, by
-// compare-and-swap alone. The first record of a socket uses the word in the shared WatchState, where the kernel
-// program sees it; further ones have their own, and their interest counts through WatchState::extra.
+// compare-and-swap alone. The first record of a socket uses the word in the shared WatchState, where the
+// kernel program sees it; further ones have their own, and their interest counts through WatchState::extra.
 //
-// Whoever wins armed -> fired calls queue(), and from then on `phase` tells how far the chain is, under `mutex`:
+// Whoever wins armed -> fired calls queue(), and from then on `phase` tells how far the chain is, under
+// `mutex`:
 //   waiting -> queued -> running -> (parked -> running ...) -> ended
-// A cancel that finds the alarm fired ends it at the next step. `idle` implies `waiting` with nothing under way.
+// A cancel that finds the alarm fired ends it at the next step. `idle` implies `waiting` with nothing under
+// way.
 struct AlarmRecord : std::enable_shared_from_this<AlarmRecord> {
   enum class Phase { waiting, queued, running, parked, ended };
 
@@ -44,9 +46,12 @@ struct AlarmRecord : std::enable_shared_from_this<AlarmRecord> {
 
   std::atomic<pid_t> arming_thread{0};
 
-  std::atomic_ref<std::uint64_t> control() const noexcept { return std::atomic_ref<std::uint64_t>(*control_); }
+  std::atomic_ref<std::uint64_t> control() const noexcept {
+    return std::atomic_ref<std::uint64_t>(*control_);
+  }
   Control load() const noexcept { return Control::unpack(control().load()); }
-  // armed -> fired of the generation that is armed now, if it wants one of `what`. The winner must call queue().
+  // armed -> fired of the generation that is armed now, if it wants one of `what`. The winner must call
+  // queue().
   bool try_fire(Events what, Control& fired) noexcept;
 
   // Interests that need more than the shared words: a timer, a look at the descriptor, another epoll flag.
@@ -62,7 +67,7 @@ struct AlarmRecord : std::enable_shared_from_this<AlarmRecord> {
   void cut_short() noexcept;  // the dispatcher is gone
 
   std::mutex mutex;
-  std::condition_variable ended;       // phase became `ended`
+  std::condition_variable ended;             // phase became `ended`
   std::atomic<Phase> phase{Phase::waiting};  // written under the mutex, or while idle
   std::atomic<int> current{-1};
   std::atomic<bool> complete{false};

@@ -29,8 +29,8 @@ namespace {
 constexpr std::uint32_t kClient = 0;  // this process; the registry's `client` counts from here
 constexpr const char* kBtfFile = "/sys/kernel/btf/vmlinux";
 
-// Collects what libbpf says in this thread while it lives. libbpf's print function is global to the process, so
-// other threads' messages go where they went before.
+// Collects what libbpf says in this thread while it lives. libbpf's print function is global to the process,
+// so other threads' messages go where they went before.
 class LibbpfMessages {
  public:
   LibbpfMessages() : before_(libbpf_set_print(&LibbpfMessages::print)) {
@@ -82,7 +82,8 @@ class Mapping {
     if (address_ != nullptr) ::munmap(address_, length_);
   }
 
-  static Result<Mapping> of(int fd, std::size_t length, int protection, std::size_t offset, const char* what) {
+  static Result<Mapping> of(int fd, std::size_t length, int protection, std::size_t offset,
+                            const char* what) {
     void* address = ::mmap(nullptr, length, protection, MAP_SHARED, fd, static_cast<off_t>(offset));
     if (address == MAP_FAILED) return fail(Error::from_errno(errno, std::string("mmap() of the ") + what));
     return Mapping(address, length);
@@ -98,7 +99,9 @@ std::size_t page_size() { return static_cast<std::size_t>(::sysconf(_SC_PAGESIZE
 
 std::string missing_capabilities() {
   std::string missing;
-  const auto has = [](unsigned capability) { return capng_have_capability(CAPNG_EFFECTIVE, capability) != 0; };
+  const auto has = [](unsigned capability) {
+    return capng_have_capability(CAPNG_EFFECTIVE, capability) != 0;
+  };
   capng_clear(CAPNG_SELECT_BOTH);
   if (capng_get_caps_process() != 0 || has(CAP_SYS_ADMIN)) return missing;
   for (const auto& [capability, name] : {std::pair<unsigned, const char*>{CAP_BPF, "CAP_BPF"},
@@ -112,12 +115,13 @@ std::string missing_capabilities() {
 Error explain(int failed, const std::string& what, const std::string& libbpf_says) {
   if (failed == EPERM || failed == EACCES) {
     const std::string missing = missing_capabilities();
-    return Error(std::error_code(failed, std::system_category()),
-                 what + (missing.empty()
-                             ? ": refused although the capabilities are there: a user namespace, seccomp or kernel "
-                               "lockdown forbids bpf(2)"
-                             : ": this process lacks " + missing + " (run as root or grant them: setcap " +
-                                   "cap_bpf,cap_perfmon,cap_net_admin+ep PROGRAM)"));
+    return Error(
+        std::error_code(failed, std::system_category()),
+        what + (missing.empty()
+                    ? ": refused although the capabilities are there: a user namespace, seccomp or kernel "
+                      "lockdown forbids bpf(2)"
+                    : ": this process lacks " + missing + " (run as root or grant them: setcap " +
+                          "cap_bpf,cap_perfmon,cap_net_admin+ep PROGRAM)"));
   }
   Error error = Error::from_errno(failed, what);
   return libbpf_says.empty() ? error : Error(error.code(), error.message() + " (" + libbpf_says + ")");
@@ -138,10 +142,11 @@ std::optional<std::string> cgroup2_root() {
   return std::nullopt;
 }
 
-// In a container's cgroup namespace "/" is not the host's root, and a hook there misses sockets made elsewhere.
+// In a container's cgroup namespace "/" is not the host's root, and a hook there misses sockets made
+// elsewhere.
 bool in_initial_cgroup_namespace() {
   constexpr ino_t kInitial = 0xEFFFFFFB;  // PROC_CGROUP_INIT_INO, include/linux/proc_ns.h
-  struct stat status {};
+  struct stat status{};
   return ::stat("/proc/self/ns/cgroup", &status) == 0 && status.st_ino == kInitial;
 }
 
@@ -154,7 +159,8 @@ class KernelBtf {
 
   int error() const noexcept { return error_; }
   bool has_tracepoint(const std::string& name) const {
-    return btf_ != nullptr && btf__find_by_name_kind(btf_, ("btf_trace_" + name).c_str(), BTF_KIND_TYPEDEF) > 0;
+    return btf_ != nullptr &&
+           btf__find_by_name_kind(btf_, ("btf_trace_" + name).c_str(), BTF_KIND_TYPEDEF) > 0;
   }
 
  private:
@@ -190,12 +196,13 @@ Result<Link> attach_release(const bpf_program* program) {
   return link;
 }
 
-Result<UniqueFd> make_inner_map(const bpf_map* outer, const char* name, bpf_map_type type, std::uint32_t value_size,
-                                std::uint32_t entries, std::uint32_t flags) {
+Result<UniqueFd> make_inner_map(const bpf_map* outer, const char* name, bpf_map_type type,
+                                std::uint32_t value_size, std::uint32_t entries, std::uint32_t flags) {
   bpf_map_create_opts options{};
   options.sz = sizeof options;
   options.map_flags = flags;
-  UniqueFd map(bpf_map_create(type, name, value_size != 0 ? sizeof(std::uint32_t) : 0, value_size, entries, &options));
+  UniqueFd map(
+      bpf_map_create(type, name, value_size != 0 ? sizeof(std::uint32_t) : 0, value_size, entries, &options));
   if (!map) return fail(explain(errno, std::string("creating map ") + name, ""));
   const int fd = map.get();
   if (bpf_map_update_elem(bpf_map__fd(outer), &kClient, &fd, BPF_ANY) != 0)
@@ -216,7 +223,8 @@ class LoadedSession final : public BpfSession {
                                                      ", CONFIG_DEBUG_INFO_BTF) cannot be read"));
     }
     if (!btf.has_tracepoint("inet_sock_set_state"))
-      return fail(Error(Errc::unsupported, "this kernel has no tracepoint inet_sock_set_state (Linux >= 4.16)"));
+      return fail(
+          Error(Errc::unsupported, "this kernel has no tracepoint inet_sock_set_state (Linux >= 4.16)"));
     bpf_program__set_autoload(skeleton_->progs.on_set_state, true);
     bpf_program__set_autoload(skeleton_->progs.on_error_report, btf.has_tracepoint("inet_sk_error_report"));
     bpf_program__set_autoload(skeleton_->progs.on_destroy, btf.has_tracepoint("tcp_destroy_sock"));
@@ -229,8 +237,8 @@ class LoadedSession final : public BpfSession {
   }
 
   Result<void> make_maps(std::uint32_t slots, std::size_t ring_bytes) {
-    auto table = make_inner_map(skeleton_->maps.watch_tables, "watch_table", BPF_MAP_TYPE_ARRAY, sizeof(WatchState),
-                                slots, BPF_F_MMAPABLE | BPF_F_INNER_MAP);
+    auto table = make_inner_map(skeleton_->maps.watch_tables, "watch_table", BPF_MAP_TYPE_ARRAY,
+                                sizeof(WatchState), slots, BPF_F_MMAPABLE | BPF_F_INNER_MAP);
     if (!table) return fail(table.error());
     auto ring = make_inner_map(skeleton_->maps.event_rings, "event_ring", BPF_MAP_TYPE_RINGBUF, 0,
                                static_cast<std::uint32_t>(ring_bytes), 0);
@@ -238,7 +246,8 @@ class LoadedSession final : public BpfSession {
     ring_ = std::move(*ring);
 
     const std::size_t page = page_size();
-    auto table_memory = Mapping::of(table->get(), sizeof(WatchState) * slots, PROT_READ | PROT_WRITE, 0, "watch table");
+    auto table_memory =
+        Mapping::of(table->get(), sizeof(WatchState) * slots, PROT_READ | PROT_WRITE, 0, "watch table");
     if (!table_memory) return fail(table_memory.error());
     auto consumer = Mapping::of(ring_.get(), page, PROT_READ | PROT_WRITE, 0, "ring's consumer page");
     if (!consumer) return fail(consumer.error());
@@ -248,14 +257,15 @@ class LoadedSession final : public BpfSession {
     consumer_ = std::move(*consumer);
     producer_ = std::move(*producer);
     table_ = {static_cast<WatchState*>(table_memory_.get()), slots};
-    reader_.emplace(static_cast<std::uint64_t*>(consumer_.get()), static_cast<const std::uint64_t*>(producer_.get()),
-                    page, ring_bytes);
+    reader_.emplace(static_cast<std::uint64_t*>(consumer_.get()),
+                    static_cast<const std::uint64_t*>(producer_.get()), page, ring_bytes);
     return {};
   }
 
   Result<void> attach_all() {
     Result<Link> release = fail(Error(Errc::unsupported, "the release hook could not be loaded"));
-    if (bpf_program__fd(skeleton_->progs.on_release) >= 0) release = attach_release(skeleton_->progs.on_release);
+    if (bpf_program__fd(skeleton_->progs.on_release) >= 0)
+      release = attach_release(skeleton_->progs.on_release);
     if (release) links_.push_back(std::move(*release));
     if (!release || !in_initial_cgroup_namespace()) {
       if (auto destroy = attach(skeleton_->progs.on_destroy, "tcp_destroy_sock"))
@@ -303,8 +313,8 @@ class LoadedSession final : public BpfSession {
     return !on || reads_ != nullptr;
   }
 
-  // The mappings stay: the child's objects still read them. The links go, else the child would keep the programs
-  // attached after the parent's end.
+  // The mappings stay: the child's objects still read them. The links go, else the child would keep the
+  // programs attached after the parent's end.
   void after_fork() noexcept override {
     links_.clear();
     reads_.reset();
@@ -331,7 +341,8 @@ Result<std::unique_ptr<BpfSession>> BpfSession::open(std::uint32_t slots, std::s
   if (!session->load(slots, true)) {
     if (auto ok = session->load(slots, false); !ok) return fail(ok.error());
   }
-  if (auto ok = session->make_maps(slots, std::bit_ceil(std::max(ring_bytes, page_size()))); !ok) return fail(ok.error());
+  if (auto ok = session->make_maps(slots, std::bit_ceil(std::max(ring_bytes, page_size()))); !ok)
+    return fail(ok.error());
   if (auto ok = session->attach_all(); !ok) return fail(ok.error());
   return std::unique_ptr<BpfSession>(std::move(session));
 }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-#include <memory>
 #include <sockalarm/diagnostics.h>
 #include <sockalarm/result.h>
+
+#include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -13,7 +14,8 @@
 
 namespace sockalarm::detail {
 
-// The loaded and attached BPF programs with their maps: everything that needs libbpf. Its destructor detaches.
+// The loaded and attached BPF programs with their maps: everything that needs libbpf. Its destructor
+// detaches.
 class BpfSession {
  public:
   // slots: length of the table, slot 0 included. Errors name the missing privilege or kernel feature.

@@ -64,7 +64,8 @@ Core::Core(Options options, ChosenSource chosen)
 
 Result<std::shared_ptr<Core>> Core::create(Options options) {
   if (options.closed_check.count() <= 0)
-    return fail(Error(Errc::invalid_events, "Options::closed_check is " + std::to_string(options.closed_check.count()) +
+    return fail(Error(Errc::invalid_events, "Options::closed_check is " +
+                                                std::to_string(options.closed_check.count()) +
                                                 " ms; it must be at least 1 ms"));
   auto chosen = choose_source(options);
   if (!chosen) return fail(chosen.error());
@@ -92,7 +93,8 @@ void Core::in_child() noexcept {
 
 std::optional<Error> Core::refusal() const {
   if (inert())
-    return Error(Errc::inert_after_fork, "this Watcher was inherited by fork(); the child process must create its own");
+    return Error(Errc::inert_after_fork,
+                 "this Watcher was inherited by fork(); the child process must create its own");
   if (dispatcher_.stopped()) return Error(Errc::stopped, "the Watcher was destroyed");
   return std::nullopt;
 }
@@ -147,7 +149,8 @@ void Core::remove(Socket& socket) noexcept {
 
 std::shared_ptr<AlarmRecord> Core::make_record(std::shared_ptr<Socket> socket, int fd) {
   const std::lock_guard lock(mutex_);
-  const bool first = std::none_of(socket->alarms.begin(), socket->alarms.end(), [](const auto* r) { return r->primary; });
+  const bool first =
+      std::none_of(socket->alarms.begin(), socket->alarms.end(), [](const auto* r) { return r->primary; });
   Socket& of = *socket;
   auto record = std::make_shared<AlarmRecord>(std::move(socket), fd, first);
   of.alarms.push_back(record.get());
@@ -201,7 +204,8 @@ bool Core::arm_with_help(AlarmRecord& record, std::uint64_t idle, std::uint64_t 
   if (!record.control().compare_exchange_strong(idle, armed)) return false;
   if (record.options.deadline.count() > 0) add_deadline(record, Control::unpack(armed).generation);
   refresh(*record.socket);
-  if (const Events now = seen(*record.socket->state) & record.options.on; now && fire(record, now)) refresh(*record.socket);
+  if (const Events now = seen(*record.socket->state) & record.options.on; now && fire(record, now))
+    refresh(*record.socket);
   return true;
 }
 
@@ -256,8 +260,8 @@ bool Core::fire(AlarmRecord& record, Events happened) {
   auto owner = record.weak_from_this().lock();
   if (!owner) return true;
   record.queue(fired.generation, event);
-  // Also if it was cancelled just now: the dispatcher finds that out, and our reference, perhaps the last one, is
-  // let go of there and not under the mutex, which the record's destructor takes.
+  // Also if it was cancelled just now: the dispatcher finds that out, and our reference, perhaps the last
+  // one, is let go of there and not under the mutex, which the record's destructor takes.
   dispatcher_.post({std::move(owner), fired.generation, 0});
   return true;
 }
@@ -399,15 +403,17 @@ Description Core::describe() const {
   Description description{source_->kind(), {}, why_not_};
   switch (source_->kind()) {
     case SourceKind::kernel:
-      description.text = "kernel: BPF programs on the TCP tracepoints; sockets that are not plain TCP by epoll";
+      description.text =
+          "kernel: BPF programs on the TCP tracepoints; sockets that are not plain TCP by epoll";
       break;
     case SourceKind::epoll:
       description.text = "epoll: one epoll instance";
       break;
     default:
-      description.text = source_->poll_style() == PollStyle::rdhup
-                             ? "poll: one poll() over all sockets"
-                             : "poll: one poll() over all sockets; without POLLRDHUP, fin is known once all was read";
+      description.text =
+          source_->poll_style() == PollStyle::rdhup
+              ? "poll: one poll() over all sockets"
+              : "poll: one poll() over all sockets; without POLLRDHUP, fin is known once all was read";
   }
   return description;
 }

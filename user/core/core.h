@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <sockalarm/watcher.h>
+
 #include <atomic>
 #include <memory>
 #include <mutex>
 #include <set>
-#include <sockalarm/watcher.h>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -19,8 +20,8 @@ namespace sockalarm::detail {
 
 struct Socket;
 
-// Brings sockets, alarms, source and dispatcher together. Everything that is not on the fast path (arm and cancel of
-// a socket's first alarm on events::shut) happens under one mutex. Locks are taken in the order
+// Brings sockets, alarms, source and dispatcher together. Everything that is not on the fast path (arm and
+// cancel of a socket's first alarm on events::shut) happens under one mutex. Locks are taken in the order
 // Core, AlarmRecord, Dispatcher or Source; no action and no hook runs under any of them.
 class Core final : public std::enable_shared_from_this<Core>, private ForkListener {
  public:

@@ -13,7 +13,8 @@
 namespace sockalarm::detail {
 
 Result<void> Dispatcher::start(std::shared_ptr<void> owner, NewsHandler on_news) {
-  // The thread inherits the mask it is created under, so no signal can reach it, not even in its first moment.
+  // The thread inherits the mask it is created under, so no signal can reach it, not even in its first
+  // moment.
   sigset_t all;
   ::sigfillset(&all);
   ::pthread_sigmask(SIG_SETMASK, &all, &program_mask_);
@@ -158,8 +159,9 @@ void Dispatcher::run_chain(const Job& job) {
     actions_run_.fetch_add(1, std::memory_order_relaxed);
     if (outcome.failure) {
       actions_failed_.fetch_add(1, std::memory_order_relaxed);
-      log(LogLevel::warning, "action " + std::to_string(index) + " (" + to_string(action) + ") of the alarm on descriptor " +
-                                 std::to_string(alarm.fd) + " failed: " + outcome.failure->message());
+      log(LogLevel::warning, "action " + std::to_string(index) + " (" + to_string(action) +
+                                 ") of the alarm on descriptor " + std::to_string(alarm.fd) +
+                                 " failed: " + outcome.failure->message());
     }
     if (outcome.next == Outcome::Next::stop) return alarm.end(false);
     if (outcome.next == Outcome::Next::pause) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <signal.h>
+#include <sockalarm/watcher.h>
 
 #include <atomic>
 #include <chrono>
@@ -12,7 +13,6 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <sockalarm/watcher.h>
 #include <string_view>
 #include <thread>
 #include <utility>
@@ -42,7 +42,8 @@ class Dispatcher {
 
   // Starts the thread, which keeps `owner` alive. Errors: the thread limit.
   Result<void> start(std::shared_ptr<void> owner, NewsHandler on_news);
-  // Ends the thread after the action that is just running. Called on that thread itself it only asks for the end.
+  // Ends the thread after the action that is just running. Called on that thread itself it only asks for the
+  // end.
   void stop() noexcept;
   // In a forked child there is no thread to stop.
   void abandon() noexcept;

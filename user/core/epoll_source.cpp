@@ -36,9 +36,12 @@ int control(int epoll, int operation, const Socket& socket, std::uint32_t flags)
 }
 
 // epoll_ctl acts on whatever the number means now: touch it only while it still means our socket.
-bool still_ours(const Socket& socket) noexcept { return file_identity(socket.registered_fd) == socket.cookie; }
+bool still_ours(const Socket& socket) noexcept {
+  return file_identity(socket.registered_fd) == socket.cookie;
+}
 
-std::span<epoll_event> wait_for(int epoll, std::span<epoll_event> events, std::optional<Clock::time_point> until) {
+std::span<epoll_event> wait_for(int epoll, std::span<epoll_event> events,
+                                std::optional<Clock::time_point> until) {
   timespec timeout{};
   if (until) {
     const auto left = std::max(*until - Clock::now(), Clock::duration::zero());
@@ -50,7 +53,8 @@ std::span<epoll_event> wait_for(int epoll, std::span<epoll_event> events, std::o
   int count = ::epoll_pwait2(epoll, events.data(), room, until ? &timeout : nullptr, nullptr);
   if (count < 0 && errno == ENOSYS) {  // before 5.11
     const auto ms = timeout.tv_sec * 1000LL + (timeout.tv_nsec + 999'999) / 1'000'000;
-    count = ::epoll_wait(epoll, events.data(), room, until ? static_cast<int>(std::min(ms, 1'000'000'000LL)) : -1);
+    count = ::epoll_wait(epoll, events.data(), room,
+                         until ? static_cast<int>(std::min(ms, 1'000'000'000LL)) : -1);
   }
   return events.first(static_cast<std::size_t>(std::max(count, 0)));  // below 0: EINTR
 }
@@ -91,8 +95,9 @@ Result<void> EpollSource::add(Socket& socket) {
   // Left from an earlier registration of the same open file under the same number.
   if (failed == EEXIST) failed = control(epoll_.get(), EPOLL_CTL_MOD, socket, kSticky);
   if (failed != 0) {
-    return fail(Error::from_errno(failed, "epoll_ctl() for descriptor " + std::to_string(socket.registered_fd) +
-                                              (failed == ENOSPC ? " (limit: /proc/sys/fs/epoll/max_user_watches)" : "")));
+    return fail(Error::from_errno(
+        failed, "epoll_ctl() for descriptor " + std::to_string(socket.registered_fd) +
+                    (failed == ENOSPC ? " (limit: /proc/sys/fs/epoll/max_user_watches)" : "")));
   }
   socket.own_state = std::make_unique<WatchState>();
   socket.state = socket.own_state.get();

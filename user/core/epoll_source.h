@@ -8,8 +8,9 @@
 
 namespace sockalarm::detail {
 
-// Waits on one epoll(7) instance for sockets, for wake(), and for the kernel source's ring. Sockets are registered
-// edge-triggered and carry their cookie, so a wake-up costs nothing for the sockets that stay silent.
+// Waits on one epoll(7) instance for sockets, for wake(), and for the kernel source's ring. Sockets are
+// registered edge-triggered and carry their cookie, so a wake-up costs nothing for the sockets that stay
+// silent.
 class EpollSource : public Source {
  public:
   static Result<std::unique_ptr<EpollSource>> open();

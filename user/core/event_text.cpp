@@ -25,7 +25,8 @@ std::string_view trimmed(std::string_view text) {
 }
 
 Error unknown(std::string_view word, std::string_view text) {
-  std::string message = word.empty() ? "an event name is missing" : "unknown event '" + std::string(word) + "'";
+  std::string message =
+      word.empty() ? "an event name is missing" : "unknown event '" + std::string(word) + "'";
   message += " in '" + std::string(text) + "'; expected, separated by commas:";
   for (const Name& known : kNames) message.append(" ").append(known.name);
   return {Errc::invalid_text, std::move(message)};
@@ -51,7 +52,8 @@ std::string to_string(Events events) {
     add(known.name);
     events = events - known.events;
   }
-  if (events) add("unknown(" + std::to_string(events.bits()) + ")");  // bits that mean nothing: not for parsing
+  if (events)
+    add("unknown(" + std::to_string(events.bits()) + ")");  // bits that mean nothing: not for parsing
   return text;
 }
 

@@ -7,8 +7,8 @@
 
 namespace sockalarm::detail {
 
-// How many forks lie between the process that loaded the library and this one. Objects remember it when they are
-// made; where it differs, they were inherited and must touch nothing that the parent shares.
+// How many forks lie between the process that loaded the library and this one. Objects remember it when they
+// are made; where it differs, they were inherited and must touch nothing that the parent shares.
 std::uint64_t fork_generation() noexcept;
 
 // Told in the child, right after fork(2), when only the forking thread exists. Registration by construction.

@@ -12,8 +12,8 @@
 namespace sockalarm::detail {
 namespace {
 
-// Plain TCP sockets by the BPF programs; all others, those beyond the table's length, and what the kernel side
-// does not report (readable, urgent) by the epoll source that it is built on.
+// Plain TCP sockets by the BPF programs; all others, those beyond the table's length, and what the kernel
+// side does not report (readable, urgent) by the epoll source that it is built on.
 class KernelSource final : public Source {
  public:
   KernelSource(std::unique_ptr<BpfSession> session, std::unique_ptr<EpollSource> epoll)
@@ -27,8 +27,8 @@ class KernelSource final : public Source {
     if (!socket.kind.tcp || free_slots_.empty()) return epoll_->add(socket);
     const std::uint32_t slot = free_slots_.front();
     WatchState& state = session_->table()[slot];
-    // The state first, then the registry: from there on the kernel finds it. The slot's alarm generation goes on
-    // counting; nothing else of the slot's former socket remains.
+    // The state first, then the registry: from there on the kernel finds it. The slot's alarm generation goes
+    // on counting; nothing else of the slot's former socket remains.
     const auto generation = static_cast<std::uint32_t>(shared(state.seen).load() >> 32) + 1;
     shared(state.fin_at).store(0);
     shared(state.end_at).store(0);
@@ -78,8 +78,8 @@ class KernelSource final : public Source {
     session_->drain(records_);
     for (const sockalarm_record& record : records_) {
       ++stats_.records;
-      news.push_back({record.cookie, Events(record.events) & events::all, static_cast<int>(record.error), record.at,
-                      News::Certainty::recorded});
+      news.push_back({record.cookie, Events(record.events) & events::all, static_cast<int>(record.error),
+                      record.at, News::Certainty::recorded});
     }
     stats_.bad = session_->bad_records();
     // After the records were freed (see push() on the kernel side).

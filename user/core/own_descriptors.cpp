@@ -17,7 +17,8 @@ Result<std::vector<int>> own_descriptors() {
   std::vector<int> descriptors;
 #if SOCKALARM_LINUX
   const auto close_directory = [](DIR* directory) { ::closedir(directory); };
-  const std::unique_ptr<DIR, decltype(close_directory)> directory(::opendir("/proc/self/fd"), close_directory);
+  const std::unique_ptr<DIR, decltype(close_directory)> directory(::opendir("/proc/self/fd"),
+                                                                  close_directory);
   if (!directory) return fail(Error::from_errno(errno, "/proc/self/fd"));
   while (const dirent* entry = ::readdir(directory.get())) {
     const auto fd = parse_number<int>(entry->d_name);

@@ -22,9 +22,9 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::milliseconds kFirstPause{1}, kLongestPause{50};
 
-// One poll() over all sockets: O(n) for each wake-up, which is why this source is the last resort. poll() tells
-// levels, and most of what it tells stays true, so what was reported once is not asked for again; what cannot be
-// masked (ERR, HUP) or must be asked again (unread data before the end) is looked at after a pause.
+// One poll() over all sockets: O(n) for each wake-up, which is why this source is the last resort. poll()
+// tells levels, and most of what it tells stays true, so what was reported once is not asked for again; what
+// cannot be masked (ERR, HUP) or must be asked again (unread data before the end) is looked at after a pause.
 class PollSource final : public Source {
  public:
   PollSource(PollStyle style, UniqueFd wake_read, UniqueFd wake_write)
@@ -133,15 +133,17 @@ class PollSource final : public Source {
     const auto ready = momentary_events(flags) & entry.momentary;
     if (ready) news.push_back({cookie, ready, 0, 0, News::Certainty::exact});
 
-    const bool end_of_stream = style_ == PollStyle::read_only && (flags & POLLIN) != 0 && all_was_read(entry.fd);
+    const bool end_of_stream =
+        style_ == PollStyle::read_only && (flags & POLLIN) != 0 && all_was_read(entry.fd);
     const Events hint = end_of_stream ? events::fin | events::eof : events_of_flags(flags);
     if (hint) {
       news.push_back({cookie, hint, 0, 0, News::Certainty::hint});
       entry.ended = (flags & POLLERR) != 0;
     }
-    // What cannot be masked, and what has to be asked again (unread data; RDHUP by our own shutdown(SHUT_RD), under
-    // which the peer's FIN is yet to come): after a pause that doubles.
-    const bool stays = (flags & (kPollRdhup | POLLHUP)) != 0 || (style_ == PollStyle::read_only && (flags & POLLIN) != 0);
+    // What cannot be masked, and what has to be asked again (unread data; RDHUP by our own shutdown(SHUT_RD),
+    // under which the peer's FIN is yet to come): after a pause that doubles.
+    const bool stays =
+        (flags & (kPollRdhup | POLLHUP)) != 0 || (style_ == PollStyle::read_only && (flags & POLLIN) != 0);
     if (stays && !entry.ended) {
       entry.muted_until = Clock::now() + entry.pause;
       entry.pause = std::min(entry.pause * 2, kLongestPause);
@@ -165,7 +167,7 @@ class PollSource final : public Source {
   UniqueFd wake_read_, wake_write_;
   std::mutex mutex_;  // entries_
   std::map<std::uint64_t, Entry> entries_;
-  std::vector<pollfd> polled_;           // the dispatcher's; index 0 is the wake pipe
+  std::vector<pollfd> polled_;          // the dispatcher's; index 0 is the wake pipe
   std::vector<std::uint64_t> cookies_;  // of polled_
 };
 

@@ -21,11 +21,12 @@ RingReader::RingReader(std::uint64_t* consumer, const std::uint64_t* producer, s
 
 void RingReader::drain(std::vector<sockalarm_record>& out) {
   std::uint64_t position = __atomic_load_n(consumer_, __ATOMIC_RELAXED);  // only we write it
-  // The producer's position is stored with release after the header's BUSY bit is set, the header with release
-  // after the record is whole.
+  // The producer's position is stored with release after the header's BUSY bit is set, the header with
+  // release after the record is whole.
   for (;;) {
     const std::uint64_t end = __atomic_load_n(producer_, __ATOMIC_ACQUIRE);
-    if (end - position < kHeader || end - position > size_) break;  // empty; or nonsense, and then nothing is safe
+    if (end - position < kHeader || end - position > size_)
+      break;  // empty; or nonsense, and then nothing is safe
     const std::byte* header = data_ + (position & (size_ - 1));
     const auto word = __atomic_load_n(reinterpret_cast<const std::uint32_t*>(header), __ATOMIC_ACQUIRE);
     if ((word & kBusy) != 0) break;  // its writer will wake us
@@ -43,8 +44,8 @@ void RingReader::drain(std::vector<sockalarm_record>& out) {
       }
       position += step;
     }
-    // Sequentially consistent: our next look at the producer's position must not be older than this (the kernel
-    // wakes us only if we had caught up), nor the caller's look at the count of lost records.
+    // Sequentially consistent: our next look at the producer's position must not be older than this (the
+    // kernel wakes us only if we had caught up), nor the caller's look at the count of lost records.
     __atomic_store_n(consumer_, position, __ATOMIC_SEQ_CST);
   }
 }

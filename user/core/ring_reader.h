@@ -13,9 +13,10 @@ namespace sockalarm::detail {
 // Whatever stands in the data is checked before it is believed. One thread.
 class RingReader {
  public:
-  // consumer: the page with the consumer's position, writable. producer: the page with the producer's position,
-  // followed by the data, mapped twice in a row so that no record wraps. Both are lent.
-  RingReader(std::uint64_t* consumer, const std::uint64_t* producer, std::size_t page, std::size_t size) noexcept;
+  // consumer: the page with the consumer's position, writable. producer: the page with the producer's
+  // position, followed by the data, mapped twice in a row so that no record wraps. Both are lent.
+  RingReader(std::uint64_t* consumer, const std::uint64_t* producer, std::size_t page,
+             std::size_t size) noexcept;
 
   // Appends all complete records and frees their room.
   void drain(std::vector<sockalarm_record>& out);

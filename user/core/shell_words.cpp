@@ -9,7 +9,8 @@ namespace {
 enum class Kind { plain, quoted, quotes };  // quotes: a pair begins here, so a word does, even an empty one
 
 Error bad_quoting(std::string_view text, std::size_t position, const std::string& why) {
-  return {Errc::invalid_text, why + " at character " + std::to_string(position + 1) + " of '" + std::string(text) + "'"};
+  return {Errc::invalid_text,
+          why + " at character " + std::to_string(position + 1) + " of '" + std::string(text) + "'"};
 }
 
 // Calls visit(kind, position, character) for each character that counts.

@@ -7,7 +7,8 @@
 
 namespace sockalarm::detail {
 
-// "ALRM", "RTMIN+3"; empty: there is no such signal, or the C library keeps it for itself (32 and 33 in glibc).
+// "ALRM", "RTMIN+3"; empty: there is no such signal, or the C library keeps it for itself (32 and 33 in
+// glibc).
 std::string signal_name(int signal);
 
 // A name with or without SIG in any case, RTMIN+n, RTMAX-n, or any number, which is not checked.

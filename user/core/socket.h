@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <sockalarm/watcher.h>
+
 #include <cstdint>
 #include <memory>
-#include <sockalarm/watcher.h>
 #include <vector>
 
 #include "core/socket_look.h"
@@ -14,9 +15,9 @@ namespace sockalarm::detail {
 class Core;
 struct AlarmRecord;
 
-// One registered socket, however many Watches (each with its own descriptor of it) and alarms it has; they own it.
-// Its destructor unregisters. Members are guarded by the Core's mutex but for `state`, whose words are atomic, and
-// those that never change after registration.
+// One registered socket, however many Watches (each with its own descriptor of it) and alarms it has; they
+// own it. Its destructor unregisters. Members are guarded by the Core's mutex but for `state`, whose words
+// are atomic, and those that never change after registration.
 struct Socket : std::enable_shared_from_this<Socket> {
   Socket(std::shared_ptr<Core> owner, std::uint64_t identity, StreamKind stream) noexcept
       : core(std::move(owner)), cookie(identity), kind(stream) {}

@@ -53,14 +53,15 @@ Events look_at_tcp(int fd, const tcp_info& info, bool connecting) noexcept {
     case kClosing:
       return events::fin;
     case kClose:
-      if ((flags & kPollRdhup) == 0) return connecting ? events::reset : events::none;  // never was, or our own doing
-      if ((flags & POLLERR) == 0) return events::fin;  // both FINs came; a TIME_WAIT stand-in took over
+      if ((flags & kPollRdhup) == 0)
+        return connecting ? events::reset : events::none;  // never was, or our own doing
+      if ((flags & POLLERR) == 0) return events::fin;      // both FINs came; a TIME_WAIT stand-in took over
       return was_retrying(info) ? events::timeout : events::reset;
     default:
       break;
   }
-  // An error that left the connection as it was is put in the queue that IP_RECVERR asked for. Without it ERR is
-  // only a notification (MSG_ZEROCOPY, time stamps).
+  // An error that left the connection as it was is put in the queue that IP_RECVERR asked for. Without it ERR
+  // is only a notification (MSG_ZEROCOPY, time stamps).
   const bool reports_errors = socket_option(fd, IPPROTO_IP, IP_RECVERR, 0) != 0 ||
                               socket_option(fd, IPPROTO_IPV6, IPV6_RECVERR, 0) != 0;
   return (flags & POLLERR) != 0 && reports_errors ? events::error : events::none;
@@ -73,19 +74,22 @@ Result<void> check_is_stream(int fd) {
   socklen_t length = sizeof type;
   if (::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) != 0) {
     if (errno == ENOTSOCK)
-      return fail(Error(Errc::not_a_socket, what + " is open but not a socket; a connected stream socket is needed"));
+      return fail(
+          Error(Errc::not_a_socket, what + " is open but not a socket; a connected stream socket is needed"));
     return fail(Error::from_errno(errno, what));
   }
   if (type != SOCK_STREAM && type != SOCK_SEQPACKET)
-    return fail(Error(Errc::not_a_stream, what + " is a socket without connections (datagram or raw): it has no peer "
-                                                 "that could leave; a connected stream socket is needed"));
+    return fail(
+        Error(Errc::not_a_stream, what + " is a socket without connections (datagram or raw): it has no peer "
+                                         "that could leave; a connected stream socket is needed"));
   if (socket_option(fd, SOL_SOCKET, SO_ACCEPTCONN, 0) != 0)
     return fail(Error(Errc::not_connected, what + " is a listening socket; watch what accept() returns"));
   return {};
 }
 
 Error not_connected(int fd) {
-  return Error(Errc::not_connected, "descriptor " + std::to_string(fd) + " is not connected; watch it after connect() or accept()");
+  return Error(Errc::not_connected, "descriptor " + std::to_string(fd) +
+                                        " is not connected; watch it after connect() or accept()");
 }
 
 }  // namespace
@@ -95,7 +99,8 @@ Result<StreamKind> examine_stream(int fd) {
   StreamKind kind;
 #if SOCKALARM_LINUX
   const int domain = socket_option(fd, SOL_SOCKET, SO_DOMAIN, 0);
-  kind.tcp = (domain == AF_INET || domain == AF_INET6) && socket_option(fd, SOL_SOCKET, SO_PROTOCOL, 0) == IPPROTO_TCP;
+  kind.tcp = (domain == AF_INET || domain == AF_INET6) &&
+             socket_option(fd, SOL_SOCKET, SO_PROTOCOL, 0) == IPPROTO_TCP;
   if (const auto info = kind.tcp ? info_of(fd) : std::nullopt) kind.connecting = info->tcpi_state == kSynSent;
 #endif
   sockaddr_storage peer{};
@@ -115,7 +120,12 @@ Events events_of_flags(short flags) noexcept {
 
 bool all_was_read(int fd) noexcept {
   int unread = 0;
-  return ::ioctl(fd, FIONREAD, &unread) == 0 && unread == 0;
+  if (::ioctl(fd, FIONREAD, &unread) != 0 || unread > 1) return false;
+  if (unread == 0) return true;
+  // MPTCP says 1 at the end of the stream (mptcp_inq_hint(), net/mptcp/protocol.c). A peek tells it from a
+  // byte; not with an error pending, which it would take away.
+  char byte = 0;
+  return (poll_now(fd) & POLLERR) == 0 && ::recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
 }
 
 Events look(int fd, StreamKind kind, PollStyle style) noexcept {

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <poll.h>
-
 #include <sockalarm/event.h>
 
 namespace sockalarm::detail {
@@ -16,7 +15,7 @@ inline constexpr short kPollRdhup = 0;
 
 // What kind of stream a descriptor is, found out once when it is registered.
 struct StreamKind {
-  bool tcp = false;         // plain TCP over IPv4 or IPv6: TCP_INFO tells its state, the kernel source can watch it
+  bool tcp = false;  // plain TCP over IPv4 or IPv6: TCP_INFO tells its state, the kernel source can watch it
   bool connecting = false;  // not connected yet, but on its way (SYN_SENT)
 };
 
@@ -29,8 +28,8 @@ enum class PollStyle {
   read_only  // FIN is known only once everything before it was read
 };
 
-// What had happened to the socket by now; only the sticky events. Never reads SO_ERROR nor data: either would take
-// the error away from the program.
+// What had happened to the socket by now; only the sticky events. Never reads SO_ERROR nor data: either would
+// take the error away from the program.
 Events look(int fd, StreamKind kind, PollStyle style) noexcept;
 
 // The same by the flags of poll(2) or epoll alone, for a descriptor that can no longer be asked.

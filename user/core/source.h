@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <sockalarm/event.h>
+#include <sockalarm/watcher.h>
+
 #include <chrono>
 #include <cstdint>
 #include <optional>
-#include <sockalarm/event.h>
-#include <sockalarm/watcher.h>
 #include <vector>
 
 #include "core/socket_look.h"
@@ -31,8 +32,8 @@ struct SourceStats {
   std::uint64_t records = 0, lost = 0, bad = 0;
 };
 
-// Where events come from. It owns the waiting of the dispatcher thread. add, remove and want are called with the
-// Core's mutex held, by any thread; wait by the dispatcher alone, without it; wake by any thread.
+// Where events come from. It owns the waiting of the dispatcher thread. add, remove and want are called with
+// the Core's mutex held, by any thread; wait by the dispatcher alone, without it; wake by any thread.
 class Source {
  public:
   virtual ~Source() = default;
@@ -45,7 +46,8 @@ class Source {
   virtual void remove(Socket& socket) noexcept = 0;
   // Report readable and urgent too, from now on; of what is so already as well.
   virtual void want(Socket& socket, Events momentary) = 0;
-  // Report eof of a socket with data pending after the FIN. False: it cannot, the caller must check on a timer.
+  // Report eof of a socket with data pending after the FIN. False: it cannot, the caller must check on a
+  // timer.
   virtual bool watch_reads(Socket&, bool /*on*/) { return false; }
 
   // Sleeps until there is news, wake() was called, or `until`. Appends to `news`; true: also look at every

@@ -22,7 +22,7 @@ namespace {
 
 // 0: it can be executed.
 int why_not_executable(const std::string& path) noexcept {
-  struct stat status {};
+  struct stat status{};
   if (::stat(path.c_str(), &status) != 0) return errno;
   if (!S_ISREG(status.st_mode)) return EACCES;
   return ::access(path.c_str(), X_OK) == 0 ? 0 : errno;
@@ -41,8 +41,8 @@ struct Launch {
   const char* path;
   char* const* argv;
   const sigset_t* mask;
-  int null;      // /dev/null
-  int report;    // where errno of a failed exec goes; closed by a successful one
+  int null;    // /dev/null
+  int report;  // where errno of a failed exec goes; closed by a successful one
   const char* complaint;
   std::size_t complaint_length;
   char* stacks;  // two of kStack bytes
@@ -50,13 +50,14 @@ struct Launch {
 constexpr std::size_t kStack = 64 * 1024;
 
 [[noreturn]] void become_program(const Launch& launch) noexcept {
-  struct sigaction standard {};
+  struct sigaction standard{};
   standard.sa_handler = SIG_DFL;
   for (int signal = 1; signal < NSIG; ++signal) ::sigaction(signal, &standard, nullptr);
   ::dup2(launch.null, STDIN_FILENO);
 #if SOCKALARM_LINUX
-  // A copy of the watched socket in the program would keep the connection open. Not closed but marked: `report`
-  // must live until the exec. CLOSE_RANGE_CLOEXEC is of Linux 5.11; before it, descriptors rely on O_CLOEXEC.
+  // A copy of the watched socket in the program would keep the connection open. Not closed but marked:
+  // `report` must live until the exec. CLOSE_RANGE_CLOEXEC is of Linux 5.11; before it, descriptors rely on
+  // O_CLOEXEC.
   ::close_range(3, ~0U, CLOSE_RANGE_CLOEXEC);
 #endif
   ::sigprocmask(SIG_SETMASK, launch.mask, nullptr);
@@ -72,10 +73,12 @@ int start_and_leave(void* argument) noexcept;
 int run_program(void* argument) noexcept { become_program(*static_cast<const Launch*>(argument)); }
 
 #if SOCKALARM_LINUX
-// As posix_spawn(3) does it: the new process borrows our memory and we sleep until it executes or exits, so the
-// cost does not grow with our size. No exit signal: the program's SIGCHLD handler and wait(2) never see it.
+// As posix_spawn(3) does it: the new process borrows our memory and we sleep until it executes or exits, so
+// the cost does not grow with our size. No exit signal: the program's SIGCHLD handler and wait(2) never see
+// it.
 pid_t spawn(int (*function)(void*), const Launch& launch) noexcept {
-  char* const top = launch.stacks + (function == &run_program ? kStack : 2 * kStack);  // one for each generation
+  char* const top =
+      launch.stacks + (function == &run_program ? kStack : 2 * kStack);  // one for each generation
 #if defined(__SANITIZE_THREAD__)  // takes two processes in one memory for a race
   constexpr int kFlags = 0;
 #else
@@ -128,7 +131,8 @@ Result<std::string> find_program(const std::string& name) {
   return fail(Error::from_errno(why, "program " + quoted(name) + " (looked for in PATH)"));
 }
 
-Result<void> start_detached(const std::string& path, const std::vector<std::string>& argv, const sigset_t& mask) {
+Result<void> start_detached(const std::string& path, const std::vector<std::string>& argv,
+                            const sigset_t& mask) {
   const std::string complaint = "sockalarm: cannot execute " + path + "\n";
   const auto words = pointers(argv);
   const UniqueFd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
@@ -140,7 +144,7 @@ Result<void> start_detached(const std::string& path, const std::vector<std::stri
   ::fcntl(result.get(), F_SETFD, FD_CLOEXEC);
   ::fcntl(report.get(), F_SETFD, FD_CLOEXEC);
   std::vector<char> stacks(2 * kStack);
-  const Launch launch{path.c_str(),     words.data(),     &mask, null.get(), report.get(),
+  const Launch launch{path.c_str(),     words.data(),     &mask,        null.get(), report.get(),
                       complaint.data(), complaint.size(), stacks.data()};
 
   const pid_t middle = spawn(&start_and_leave, launch);

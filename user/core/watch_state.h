@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <sockalarm/event.h>
+
 #include <atomic>
 #include <cstdint>
-#include <sockalarm/event.h>
 
 #include "sockalarm_abi.h"
 
 namespace sockalarm::detail {
 
-// One socket's shared words, whoever reports: in the kernel's table for the kernel source, on the heap for the
-// others. sockalarm_abi.h says who writes which word and why that is enough.
+// One socket's shared words, whoever reports: in the kernel's table for the kernel source, on the heap for
+// the others. sockalarm_abi.h says who writes which word and why that is enough.
 using WatchState = ::sockalarm_watch_state;
 
 static_assert(events::fin.bits() == SOCKALARM_FIN && events::reset.bits() == SOCKALARM_RESET &&

@@ -57,12 +57,14 @@ constexpr std::uint64_t kNothingSeen = 0;
 Result<void> check(const ActionChain& chain, const ArmOptions& options) {
   if (const Error* error = chain.error()) return fail(*error);
   if (options.on.bits() & ~events::all.bits()) {
-    return fail(Error(Errc::invalid_events, "event mask " + std::to_string(options.on.bits()) +
-                                                " has bits that mean nothing; use the constants in sockalarm::events"));
+    return fail(Error(Errc::invalid_events,
+                      "event mask " + std::to_string(options.on.bits()) +
+                          " has bits that mean nothing; use the constants in sockalarm::events"));
   }
   if (options.deadline.count() < 0)
-    return fail(Error(Errc::invalid_events, "the deadline is negative (" + std::to_string(options.deadline.count()) +
-                                                " ns); use 0 for none"));
+    return fail(Error(
+        Errc::invalid_events,
+        "the deadline is negative (" + std::to_string(options.deadline.count()) + " ns); use 0 for none"));
   if (!options.on && options.deadline.count() == 0)
     return fail(Error(Errc::invalid_events, "no events and no deadline: this alarm could never go off"));
   return {};
@@ -72,7 +74,8 @@ std::string describe_progress(const Alarm& alarm) {
   if (!alarm.triggered()) return alarm.active() ? "armed" : "not armed";
   const std::string cause = " (" + to_string(alarm.cause().what) + ")";
   if (alarm.finished()) return "finished" + cause;
-  const std::string where = "action " + std::to_string(alarm.current_action() + 1) + " of " + std::to_string(alarm.action_count());
+  const std::string where =
+      "action " + std::to_string(alarm.current_action() + 1) + " of " + std::to_string(alarm.action_count());
   return (alarm.active() ? "running " : "stopped at ") + where + cause;
 }
 
@@ -80,19 +83,25 @@ std::string describe_progress(const Alarm& alarm) {
 
 std::string_view to_string(SourceKind kind) noexcept {
   switch (kind) {
-    case SourceKind::kernel: return "kernel";
-    case SourceKind::epoll: return "epoll";
-    case SourceKind::poll: return "poll";
-    case SourceKind::automatic: break;
+    case SourceKind::kernel:
+      return "kernel";
+    case SourceKind::epoll:
+      return "epoll";
+    case SourceKind::poll:
+      return "poll";
+    case SourceKind::automatic:
+      break;
   }
   return "automatic";
 }
 
 Result<SourceKind> parse_source(std::string_view text) {
   if (text == "auto") return SourceKind::automatic;
-  for (const SourceKind kind : {SourceKind::automatic, SourceKind::kernel, SourceKind::epoll, SourceKind::poll})
+  for (const SourceKind kind :
+       {SourceKind::automatic, SourceKind::kernel, SourceKind::epoll, SourceKind::poll})
     if (text == to_string(kind)) return kind;
-  return fail(Error(Errc::invalid_text, "unknown source '" + std::string(text) + "'; use auto, kernel, epoll or poll"));
+  return fail(Error(Errc::invalid_text,
+                    "unknown source '" + std::string(text) + "'; use auto, kernel, epoll or poll"));
 }
 
 Watcher::Watcher(std::shared_ptr<detail::Core> core) noexcept : core_(std::move(core)) {}
@@ -137,7 +146,9 @@ Watch::~Watch() = default;
 std::chrono::steady_clock::time_point Watch::seen_at() const noexcept {
   return detail::seen_at(*handle_->socket->state, events::shut);
 }
-int Watch::error() const noexcept { return static_cast<int>(detail::shared(handle_->socket->state->error).load()); }
+int Watch::error() const noexcept {
+  return static_cast<int>(detail::shared(handle_->socket->state->error).load());
+}
 int Watch::fd() const noexcept { return handle_->fd; }
 std::uint64_t Watch::cookie() const noexcept { return handle_->socket->cookie; }
 SourceKind Watch::source() const noexcept { return handle_->socket->served_by; }
@@ -199,7 +210,8 @@ bool Alarm::active() const noexcept {
   return control.state == Control::State::armed;
 }
 bool Alarm::triggered() const noexcept {
-  return record_->load().state == Control::State::fired && record_->phase.load() != AlarmRecord::Phase::waiting;
+  return record_->load().state == Control::State::fired &&
+         record_->phase.load() != AlarmRecord::Phase::waiting;
 }
 bool Alarm::finished() const noexcept {
   return triggered() && record_->phase.load() == AlarmRecord::Phase::ended && record_->complete.load();
@@ -217,8 +229,8 @@ const ActionChain& Alarm::actions() const noexcept { return record_->chain; }
 int Alarm::fd() const noexcept { return record_->fd; }
 
 std::string to_string(const Alarm& alarm) {
-  std::string text = "alarm on descriptor " + std::to_string(alarm.fd()) + " for " + to_string(alarm.events()) + ", " +
-                     describe_progress(alarm) + ":";
+  std::string text = "alarm on descriptor " + std::to_string(alarm.fd()) + " for " +
+                     to_string(alarm.events()) + ", " + describe_progress(alarm) + ":";
   for (std::size_t i = 0; i < alarm.action_count(); ++i)
     text += (i == 0 ? " " : "; ") + std::to_string(i + 1) + " " + to_string(alarm.actions()[i]);
   return alarm.action_count() == 0 ? text + " no action" : text;
