@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_tracing.h>
+// clang-format off: libbpf's headers need the types of the kernel's
 #include <linux/bpf.h>
 #include <linux/types.h>
+
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+// clang-format on
 
 #include "kernel_types.h"
 #include "sockalarm_abi.h"

@@ -10,7 +10,7 @@
 #include <optional>
 #include <thread>
 
-#include "core/own_descriptors.h"
+#include "core/open_descriptors.h"
 #include "suite/suite.h"
 
 namespace sockalarm::test {
@@ -18,7 +18,7 @@ namespace {
 
 SOCKALARM_SUITE(AlarmsTest);
 
-std::vector<int> open_descriptors() { return detail::own_descriptors().value(); }
+std::vector<int> open_descriptors() { return detail::open_descriptors().value(); }
 
 // A watched connection, the most common scene.
 struct Scene {

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/action_text.h"
 
+#include "base/text.h"
+
 #include <sockalarm/action.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cstdint>
 #include <optional>
@@ -29,17 +32,7 @@ constexpr Unit kUnits[] = {{"", kSecond}, {"s", kSecond}, {"ms", 1'000'000},
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
-std::string quoted(std::string_view text) { return "'" + std::string(text) + "'"; }
 Error misread(std::string message) { return {Errc::invalid_text, std::move(message)}; }
-
-template <class Number>
-std::optional<Number> parse_number(std::string_view text) {
-  Number number{};
-  const char* const end = text.data() + text.size();
-  const auto result = std::from_chars(text.data(), end, number);
-  if (result.ec != std::errc{} || result.ptr != end) return std::nullopt;
-  return number;
-}
 
 using Actions = std::vector<Action>;
 
@@ -193,13 +186,13 @@ Result<Actions> parse_step(std::string_view text) {
 }  // namespace
 
 Result<std::chrono::nanoseconds> parse_duration(std::string_view text) {
+  constexpr auto kLimit = static_cast<std::uint64_t>(kLongestSleep.count());
   const Error error = misread(quoted(text) + " is not a time");
   std::uint64_t whole = 0, fraction = 0, weight = kSecond;  // the fraction is counted in billionths
   std::size_t at = 0, digits = 0;
   for (; at < text.size() && is_digit(text[at]); ++at, ++digits) {
+    if (whole > kLimit / 10) return fail(misread(quoted(text) + " is too long"));  // before it can overflow
     whole = whole * 10 + static_cast<std::uint64_t>(text[at] - '0');
-    if (whole > static_cast<std::uint64_t>(kLongestSleep.count()))
-      return fail(misread(quoted(text) + " is too long"));
   }
   if (at < text.size() && text[at] == '.')
     for (++at; at < text.size() && is_digit(text[at]); ++at, ++digits) {
@@ -209,8 +202,7 @@ Result<std::chrono::nanoseconds> parse_duration(std::string_view text) {
   if (digits == 0) return fail(error);
   for (const Unit& unit : kUnits) {
     if (unit.name != text.substr(at)) continue;
-    if (whole > static_cast<std::uint64_t>(kLongestSleep.count()) / unit.nanoseconds)
-      return fail(misread(quoted(text) + " is too long"));
+    if (whole > kLimit / unit.nanoseconds) return fail(misread(quoted(text) + " is too long"));
     fraction = unit.nanoseconds >= kSecond ? fraction * (unit.nanoseconds / kSecond)
                                            : fraction / (kSecond / unit.nanoseconds);
     return std::chrono::nanoseconds(static_cast<std::int64_t>(whole * unit.nanoseconds + fraction));

@@ -1,20 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fcntl.h>
-#include <signal.h>
-#include <sockalarm/action.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
+#include <poll.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <climits>
 #include <exception>
-#include <utility>
+#include <sockalarm/action.h>
 
-#include "base/text.h"
 #include "base/unique_fd.h"
 #include "core/action_impl.h"
 #include "core/action_text.h"
-#include "core/own_descriptors.h"
+#include "core/open_descriptors.h"
 #include "core/shell_words.h"
 #include "core/signal_text.h"
 #include "core/socket_identity.h"
@@ -24,6 +22,8 @@
 #include <sys/syscall.h>
 #endif
 
+extern char** environ;
+
 namespace sockalarm {
 namespace {
 
@@ -31,323 +31,406 @@ using detail::ActionContext;
 using detail::ActionImpl;
 using detail::Outcome;
 
+Error invalid(std::string message) { return {Errc::invalid_action, std::move(message)}; }
+Error invalid_errno(int number, std::string what) {
+  return invalid(Error::from_errno(number, std::move(what)).message());
+}
+std::string descriptor(int fd) { return "descriptor " + std::to_string(fd); }
+
+// Holds the text, which says all of an action but code, and does not run what has an error.
+class Step : public ActionImpl {
+ public:
+  explicit Step(std::string text) : text_(std::move(text)) {}
+  Step(const Step&) = delete;
+  Step& operator=(const Step&) = delete;
+
+  std::string text() const final { return text_; }
+  Outcome run(const ActionContext& context) const final {
+    return error_ ? Outcome::failed(*error_) : act(context);
+  }
+
+ private:
+  virtual Outcome act(const ActionContext& context) const = 0;
+  const std::string text_;
+};
+
+// The outcome of a system call, errno in hand.
+Outcome called(bool succeeded, const std::string& what) {
+  return succeeded ? Outcome::proceed() : Outcome::failed(Error::from_errno(errno, what));
+}
+
+std::string signal_text(int signal) {
+  const std::string name = detail::signal_name(signal);
+  return name.empty() ? std::to_string(signal) : name;
+}
+
+std::optional<Error> signal_error(int signal) {
+  if (!detail::signal_name(signal).empty()) return std::nullopt;
+  return invalid(std::to_string(signal) + " is not a signal; expected one of kill -l, such as SIGALRM or SIGRTMIN+3");
+}
+
+class SendSignal final : public Step {
+ public:
+  SendSignal(int signal, SignalTarget target)
+      : Step("sig:" + signal_text(signal) + (target == SignalTarget::process ? ":process" : "")),
+        signal_(signal),
+        target_(target) {
+    error_ = signal_error(signal);
+    if (!SOCKALARM_LINUX && !error_ && target == SignalTarget::arming_thread)
+      error_ = Error(Errc::unsupported, "a signal to one thread needs Linux; expected SignalTarget::process");
+  }
+
+ private:
+  Outcome act([[maybe_unused]] const ActionContext& context) const override {
+    if (target_ == SignalTarget::process)
+      return called(::kill(::getpid(), signal_) == 0, "sending " + signal_text(signal_) + " to this process");
+#if SOCKALARM_LINUX
+    return called(::syscall(SYS_tgkill, ::getpid(), context.arming_thread, signal_) == 0,
+                  "sending " + signal_text(signal_) + " to thread " + std::to_string(context.arming_thread) +
+                      ", which armed the alarm");
+#else
+    return Outcome::proceed();  // has an error
+#endif
+  }
+
+  const int signal_;
+  const SignalTarget target_;
+};
+
+class KillProcess final : public Step {
+ public:
+  KillProcess(int signal, pid_t pid)
+      : Step("kill:" + signal_text(signal) + ":" + std::to_string(pid)), signal_(signal), pid_(pid) {
+    error_ = signal_error(signal);
+    if (!error_ && pid <= 0)  // kill(2) would take it for a process group, or everybody
+      error_ = invalid("process id " + std::to_string(pid) + ": expected one above 0");
+    if (!error_) find_process();
+  }
+
+ private:
+  void find_process() {
+    const std::string what = "process " + std::to_string(pid_);
+#if SOCKALARM_LINUX && defined(SYS_pidfd_open)
+    pidfd_.reset(static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0U)));
+    if (pidfd_) return;
+    if (errno == ESRCH) error_ = invalid_errno(errno, what);
+    else if (errno == EINVAL) error_ = invalid_errno(errno, what + ": expected the id of a process, not of a thread");
+    else if (errno != ENOSYS && errno != EPERM) error_ = Error::from_errno(errno, what + ": pidfd_open");
+    if (error_) return;
+    // Linux < 5.3 (ENOSYS), or a sandbox that does not know the call (EPERM).
+#endif
+    if (::kill(pid_, 0) != 0 && errno != EPERM) error_ = invalid_errno(errno, what);
+  }
+
+  Outcome act(const ActionContext&) const override {
+    const std::string what = "sending " + signal_text(signal_) + " to process " + std::to_string(pid_);
+#if SOCKALARM_LINUX && defined(SYS_pidfd_send_signal)
+    if (pidfd_) return called(::syscall(SYS_pidfd_send_signal, pidfd_.get(), signal_, nullptr, 0U) == 0, what);
+#endif
+    return called(::kill(pid_, signal_) == 0, what);
+  }
+
+  const int signal_;
+  const pid_t pid_;
+  UniqueFd pidfd_;
+};
+
+// What is done to a descriptor.
+struct Deed {
+  std::string_view verb;  // in the text form
+  int how;                // for shutdown(2)
+};
+constexpr int kClose = -1;
+constexpr Deed kCloseIt{"close", kClose}, kShutRead{"shut_r", SHUT_RD}, kShutWrite{"shut_w", SHUT_WR},
+    kShutBoth{"shut_rw", SHUT_RDWR};
+
+std::string deed_text(const Deed& deed, const std::string& target) { return std::string(deed.verb) + ":" + target; }
+
+Outcome do_deed(const Deed& deed, int fd) {
+  // EINTR: the descriptor is gone nevertheless (Linux), and trying again could hit a new one.
+  if (deed.how == kClose) return called(::close(fd) == 0 || errno == EINTR, "closing " + descriptor(fd));
+  return called(::shutdown(fd, deed.how) == 0, "shutting down " + descriptor(fd));
+}
+
+class ToDescriptor final : public Step {
+ public:
+  ToDescriptor(const Deed& deed, int fd)
+      : Step(deed_text(deed, std::to_string(fd))), deed_(deed), fd_(fd), identity_(detail::file_identity(fd)) {
+    int type = 0;
+    socklen_t length = sizeof type;
+    if (!identity_)
+      error_ = invalid(descriptor(fd) + " is not open; expected one that is");
+    else if (deed.how != kClose && ::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) != 0)
+      error_ = invalid(descriptor(fd) + " is not a socket; expected one, for only sockets can be shut down");
+  }
+
+ private:
+  // Between the look and the deed another thread may still close it and open another: POSIX has no way to do both.
+  Outcome act(const ActionContext&) const override {
+    if (detail::file_identity(fd_) == identity_) return do_deed(deed_, fd_);
+    return Outcome::failed({std::make_error_code(std::errc::bad_file_descriptor),
+                            descriptor(fd_) + " is closed or another file by now: nothing was touched"});
+  }
+
+  const Deed& deed_;
+  const int fd_;
+  const std::optional<std::uint64_t> identity_;
+};
+
+bool is_connected_to(int fd, const SocketAddress& peer) {
+  sockaddr_storage address{};
+  socklen_t length = sizeof address;
+  auto* const generic = reinterpret_cast<sockaddr*>(&address);
+  return ::getpeername(fd, generic, &length) == 0 && SocketAddress(generic, length) == peer;
+}
+
+class ToPeer final : public Step {
+ public:
+  ToPeer(const Deed& deed, const SocketAddress& peer)
+      : Step(deed_text(deed, detail::quote_word(to_string(peer)))), deed_(deed), peer_(peer) {
+    if (!(peer == peer))
+      error_ = invalid("a peer with address " + to_string(peer) + "; expected IPv4, IPv6 or AF_UNIX");
+    else if (to_string(peer) == "unix:")  // the peer of every accepted AF_UNIX connection and every socketpair
+      error_ = invalid("an unnamed AF_UNIX peer cannot be told from others; expected a path or @name");
+  }
+
+ private:
+  Outcome act(const ActionContext&) const override {
+    const auto open = detail::open_descriptors();
+    if (!open) return Outcome::failed(open.error());
+    std::vector<std::uint64_t> done;  // a socket that dup(2) gave several descriptors is shut down once
+    Outcome outcome = Outcome::failed(
+        {Errc::not_connected, "no socket of this process is connected to " + to_string(peer_) +
+                                  " (one whose own connection was reset no longer has a peer)"});
+    bool found = false;
+    for (const int fd : *open) {
+      if (!is_connected_to(fd, peer_)) continue;
+      if (!std::exchange(found, true)) outcome = Outcome::proceed();
+      if (deed_.how != kClose) {
+        const std::uint64_t socket = detail::file_identity(fd).value_or(0);
+        if (std::find(done.begin(), done.end(), socket) != done.end()) continue;
+        done.push_back(socket);
+      }
+      const Outcome one = do_deed(deed_, fd);
+      if (one.failure && !outcome.failure) outcome = one;  // the others get their turn all the same
+    }
+    return outcome;
+  }
+
+  const Deed& deed_;
+  const SocketAddress peer_;
+};
+
+std::string program_text(const char* verb, const std::vector<std::string>& argv) {
+  std::string text = verb;
+  for (const std::string& word : argv) text += (&word == &argv.front() ? ":" : " ") + detail::quote_word(word);
+  return argv.empty() ? text + ":" : text;
+}
+
+class Program : public Step {
+ public:
+  Program(const char* verb, std::vector<std::string> argv) : Step(program_text(verb, argv)), words_(std::move(argv)) {
+    const auto cut = [](const std::string& word) { return word.find('\0') != std::string::npos; };
+    if (words_.empty()) {
+      error_ = invalid("no program is named; expected its name and its arguments");
+    } else if (std::any_of(words_.begin(), words_.end(), cut)) {
+      error_ = invalid("a program's argument contains NUL; expected words without");
+    } else if (auto path = detail::find_program(words_.front())) {
+      path_ = std::move(*path);
+    } else {
+      error_ = path.error();
+    }
+    for (std::string& word : words_) argv_.push_back(word.data());
+    argv_.push_back(nullptr);
+  }
+
+ protected:
+  const std::string& path() const { return path_; }
+  char* const* argv() const { return argv_.data(); }
+
+ private:
+  std::vector<std::string> words_;
+  std::vector<char*> argv_;  // into words_
+  std::string path_;
+};
+
+class Run final : public Program {
+ public:
+  explicit Run(std::vector<std::string> argv) : Program("run", std::move(argv)) {}
+
+ private:
+  Outcome act(const ActionContext& context) const override {
+    const auto started = detail::spawn_detached(path(), argv(), context.program_mask);
+    return started ? Outcome::proceed() : Outcome::failed(started.error());
+  }
+};
+
+class Exec final : public Program {
+ public:
+  explicit Exec(std::vector<std::string> argv) : Program("exec", std::move(argv)) {}
+
+ private:
+  // The program inherits this thread's mask (execve(2)), so a pending signal may meet its handler here just before.
+  Outcome act(const ActionContext& context) const override {
+    sigset_t before;
+    ::pthread_sigmask(SIG_SETMASK, &context.program_mask, &before);
+    ::execve(path().c_str(), argv(), environ);
+    const int error = errno;
+    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    return Outcome::failed(Error::from_errno(error, "executing " + path()));
+  }
+};
+
+class Sleep final : public Step {
+ public:
+  explicit Sleep(std::chrono::nanoseconds duration)
+      : Step("sleep:" + detail::duration_text(duration)), duration_(duration) {
+    if (duration < duration.zero() || duration > detail::kLongestSleep)
+      error_ = invalid("a sleep of " + detail::duration_text(duration) + "; expected between 0 and 100 years");
+  }
+
+ private:
+  Outcome act(const ActionContext&) const override { return {Outcome::Next::pause, duration_, std::nullopt}; }
+
+  const std::chrono::nanoseconds duration_;
+};
+
+// What cannot be written down, so equal to itself alone.
+class Code : public Step {
+ public:
+  using Step::Step;
+};
+
+class Call final : public Code {
+ public:
+  explicit Call(std::function<Verdict(const Event&)> function) : Code("call"), function_(std::move(function)) {
+    if (!function_) error_ = invalid("call: the function is empty; expected one that can be called");
+  }
+
+ private:
+  static Outcome threw(std::error_code code, const std::string& what) {
+    return {Outcome::Next::stop, {}, Error(code, "the called function threw " + what)};
+  }
+  Outcome act(const ActionContext& context) const override {
+    const auto cancelled = std::make_error_code(std::errc::operation_canceled);
+    try {
+      if (function_(context.event) == Verdict::proceed) return Outcome::proceed();
+      return {Outcome::Next::stop, {}, std::nullopt};
+    } catch (const std::system_error& error) {
+      return threw(error.code(), error.what());
+    } catch (const std::exception& error) {
+      return threw(cancelled, error.what());
+    } catch (...) {
+      return threw(cancelled, "something that is no std::exception");
+    }
+  }
+
+  const std::function<Verdict(const Event&)> function_;
+};
+
+class RequestStop final : public Code {
+ public:
+  explicit RequestStop(std::stop_source source) : Code("stop"), source_(std::move(source)) {
+    if (!source_.stop_possible()) error_ = invalid("stop: the stop_source has no state; expected one that can stop");
+  }
+
+ private:
+  Outcome act(const ActionContext&) const override {
+    source_.request_stop();  // false: somebody else did it before
+    return Outcome::proceed();
+  }
+
+  const std::stop_source source_;
+};
+
+class Notify final : public Step {
+ public:
+  explicit Notify(int fd)
+      : Step("notify:" + std::to_string(fd)), fd_(fd), identity_(detail::file_identity(fd)) {
+    if (!identity_) error_ = invalid(descriptor(fd) + " is not open; expected an eventfd");
+#if SOCKALARM_LINUX
+    if (error_) return;
+    const std::string link = "/proc/self/fd/" + std::to_string(fd);
+    char file[64] = "";
+    const ssize_t length = ::readlink(link.c_str(), file, sizeof file);
+    if (length < 0)
+      error_ = Error::from_errno(errno, "is " + descriptor(fd) + " an eventfd? Reading " + link + " (is /proc mounted?)");
+    else if (std::string_view(file, static_cast<std::size_t>(length)) != "anon_inode:[eventfd]")
+      error_ = invalid(descriptor(fd) + " is " + std::string(file, static_cast<std::size_t>(length)) +
+                       "; expected an eventfd");
+#endif
+  }
+
+ private:
+  // All of Linux' anonymous files share one inode, so another eventfd under this number cannot be told from the
+  // first; a socket or a file is never written to. Whoever is not ready to be written to, or full, has unread
+  // notifications: not waiting for it loses nothing. Off Linux it may be the writing end of a pipe.
+  Outcome act(const ActionContext&) const override {
+    const std::string what = "notifying " + descriptor(fd_);
+    if (detail::file_identity(fd_) != identity_)
+      return Outcome::failed({std::make_error_code(std::errc::bad_file_descriptor),
+                              what + ": it is closed or another file by now: nothing was touched"});
+    pollfd out{fd_, POLLOUT, 0};
+    if (::poll(&out, 1, 0) < 0) return called(false, what);
+    if ((out.revents & (POLLERR | POLLHUP | POLLNVAL)) != 0)
+      return Outcome::failed({std::make_error_code(std::errc::broken_pipe), what + ": nobody can read it"});
+    if ((out.revents & POLLOUT) == 0) return Outcome::proceed();
+    const std::uint64_t one = 1;
+    return called(::write(fd_, &one, sizeof one) == static_cast<ssize_t>(sizeof one) || errno == EAGAIN, what);
+  }
+
+  const int fd_;
+  const std::optional<std::uint64_t> identity_;
+};
+
 template <class Impl, class... Arguments>
 Action make(Arguments&&... arguments) {
   return Action(std::make_shared<const Impl>(std::forward<Arguments>(arguments)...));
 }
 
-Outcome outcome_of(int result, const std::string& what) {
-  return result == 0 ? Outcome::proceed() : Outcome::failed(Error::from_errno(errno, what));
-}
-
-std::optional<Error> check_signal(int signal) {
-  if (signal >= 1 && signal <= SIGRTMAX) return std::nullopt;
-  return Error(Errc::invalid_action,
-               "signal " + std::to_string(signal) + " does not exist; use 1 to " + std::to_string(SIGRTMAX));
-}
-
-class SendSignal final : public ActionImpl {
- public:
-  SendSignal(int signal, SignalTarget target) : signal_(signal), target_(target) {
-    error_ = check_signal(signal);
-    if (!error_ && target == SignalTarget::arming_thread && SOCKALARM_LINUX == 0)
-      error_ = Error(Errc::unsupported, "a signal to one thread needs Linux; use SignalTarget::process");
-  }
-  Outcome run([[maybe_unused]] const ActionContext& context) const override {
-#if SOCKALARM_LINUX
-    if (target_ == SignalTarget::arming_thread)
-      return outcome_of(static_cast<int>(::syscall(SYS_tgkill, ::getpid(), context.arming_thread, signal_)),
-                        "signal to thread " + std::to_string(context.arming_thread));
-#endif
-    return outcome_of(::kill(::getpid(), signal_), "signal to this process");
-  }
-  std::string text() const override {
-    return "sig:" + detail::signal_name(signal_) + (target_ == SignalTarget::process ? ":process" : "");
-  }
-
- private:
-  int signal_;
-  SignalTarget target_;
-};
-
-class KillProcess final : public ActionImpl {
- public:
-  KillProcess(int signal, pid_t pid) : signal_(signal), pid_(pid) {
-    error_ = check_signal(signal);
-    if (error_) return;
-    if (pid <= 0) {
-      error_ = Error(Errc::invalid_action,
-                     "process id " + std::to_string(pid) + " is not a single process; it must be above 0");
-      return;
-    }
-#if SOCKALARM_LINUX
-    pidfd_ = UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));  // 5.3; close-on-exec
-    if (!pidfd_ && errno != ENOSYS) error_ = Error::from_errno(errno, "process " + std::to_string(pid));
-    if (pidfd_ || error_) return;
-#endif
-    if (::kill(pid, 0) != 0 && errno != EPERM)
-      error_ = Error::from_errno(errno, "process " + std::to_string(pid));
-  }
-  Outcome run(const ActionContext&) const override {
-    const std::string what = "signal to process " + std::to_string(pid_);
-#if SOCKALARM_LINUX
-    if (pidfd_)
-      return outcome_of(static_cast<int>(::syscall(SYS_pidfd_send_signal, pidfd_.get(), signal_, nullptr, 0)),
-                        what);
-#endif
-    return outcome_of(::kill(pid_, signal_), what);
-  }
-  std::string text() const override {
-    return "kill:" + detail::signal_name(signal_) + ":" + std::to_string(pid_);
-  }
-
- private:
-  int signal_;
-  pid_t pid_;
-  UniqueFd pidfd_;
-};
-
-// close or shutdown: what is done to a descriptor, and what it is called.
-enum class Ending { close, shutdown_read, shutdown_write, shutdown_both };
-
-const char* name_of(Ending how) noexcept {
-  switch (how) {
-    case Ending::close:
-      return "close";
-    case Ending::shutdown_read:
-      return "shut_r";
-    case Ending::shutdown_write:
-      return "shut_w";
-    case Ending::shutdown_both:
-      break;
-  }
-  return "shut_rw";
-}
-
-int end(Ending how, int fd) noexcept {
-  switch (how) {
-    case Ending::close:
-      return ::close(fd);
-    case Ending::shutdown_read:
-      return ::shutdown(fd, SHUT_RD);
-    case Ending::shutdown_write:
-      return ::shutdown(fd, SHUT_WR);
-    case Ending::shutdown_both:
-      break;
-  }
-  return ::shutdown(fd, SHUT_RDWR);
-}
-
-class EndDescriptor final : public ActionImpl {
- public:
-  EndDescriptor(Ending how, int fd) : how_(how), fd_(fd), identity_(detail::file_identity(fd)) {
-    struct stat status{};
-    if (!identity_ || ::fstat(fd, &status) != 0)
-      error_ = Error::from_errno(EBADF, "descriptor " + std::to_string(fd));
-    else if (how != Ending::close && !S_ISSOCK(status.st_mode))
-      error_ = Error(Errc::not_a_socket,
-                     "descriptor " + std::to_string(fd) + " is not a socket and cannot be shut down");
-  }
-  Outcome run(const ActionContext&) const override {
-    const std::string what = std::string(name_of(how_)) + " of descriptor " + std::to_string(fd_);
-    if (detail::file_identity(fd_) != identity_)
-      return Outcome::failed(Error::from_errno(
-          EBADF, what + ": it was closed, and the number may mean another file now; left alone"));
-    return outcome_of(end(how_, fd_), what);
-  }
-  std::string text() const override { return std::string(name_of(how_)) + ":" + std::to_string(fd_); }
-
- private:
-  Ending how_;
-  int fd_;
-  std::optional<std::uint64_t> identity_;
-};
-
-class EndPeer final : public ActionImpl {
- public:
-  EndPeer(Ending how, const SocketAddress& peer) : how_(how), peer_(peer) {
-    if (peer.family() != AF_INET && peer.family() != AF_INET6 && peer.family() != AF_UNIX)
-      error_ =
-          Error(Errc::invalid_action, to_string(peer) + " cannot be a peer here; use IPv4, IPv6 or AF_UNIX");
-  }
-  Outcome run(const ActionContext&) const override {
-    const std::string what = std::string(name_of(how_)) + " of what is connected to " + to_string(peer_);
-    auto descriptors = detail::own_descriptors();
-    if (!descriptors) return Outcome::failed(descriptors.error().with_context(what));
-    int hits = 0;
-    std::optional<Error> failure;
-    for (const int fd : *descriptors) {
-      sockaddr_storage name{};
-      socklen_t length = sizeof name;
-      if (::getpeername(fd, reinterpret_cast<sockaddr*>(&name), &length) != 0) continue;
-      if (!(SocketAddress(reinterpret_cast<sockaddr*>(&name), length) == peer_)) continue;
-      ++hits;
-      if (end(how_, fd) != 0) failure = Error::from_errno(errno, what + ": descriptor " + std::to_string(fd));
-    }
-    if (hits == 0) failure = Error::from_errno(ENOTCONN, what + ": there is none");
-    return {Outcome::Next::proceed, {}, std::move(failure)};
-  }
-  std::string text() const override {
-    return std::string(name_of(how_)) + ":" + detail::quote_word(to_string(peer_));
-  }
-
- private:
-  Ending how_;
-  SocketAddress peer_;
-};
-
-class Program final : public ActionImpl {
- public:
-  enum class How { run, exec };
-  Program(How how, std::vector<std::string> argv) : how_(how), argv_(std::move(argv)) {
-    auto path = argv_.empty() ? fail(Error(Errc::invalid_action, "no program was named"))
-                              : detail::find_program(argv_.front());
-    if (path)
-      path_ = std::move(*path);
-    else
-      error_ = path.error();
-    for (const std::string& word : argv_)
-      if (word.find('\0') != std::string::npos)
-        error_ =
-            Error(Errc::invalid_action, "an argument of " + quoted(argv_.front()) + " contains a zero byte");
-  }
-  Outcome run(const ActionContext& context) const override {
-    if (how_ == How::exec)
-      return Outcome::failed(detail::replace_process(path_, argv_, context.program_mask));
-    auto started = detail::start_detached(path_, argv_, context.program_mask);
-    return started ? Outcome::proceed() : Outcome::failed(started.error());
-  }
-  std::string text() const override {
-    std::string words = how_ == How::run ? "run:" : "exec:";
-    for (std::size_t i = 0; i < argv_.size(); ++i)
-      words += (i == 0 ? "" : " ") + detail::quote_word(argv_[i]);
-    return words;
-  }
-
- private:
-  How how_;
-  std::vector<std::string> argv_;
-  std::string path_;
-};
-
-class Sleep final : public ActionImpl {
- public:
-  explicit Sleep(std::chrono::nanoseconds duration) : duration_(duration) {
-    if (duration.count() < 0)
-      error_ = Error(Errc::invalid_action, "cannot sleep for " + std::to_string(duration.count()) +
-                                               " ns; the time must not be negative");
-  }
-  Outcome run(const ActionContext&) const override { return {Outcome::Next::pause, duration_, std::nullopt}; }
-  std::string text() const override { return "sleep:" + detail::duration_text(duration_); }
-
- private:
-  std::chrono::nanoseconds duration_;
-};
-
-class Call final : public ActionImpl {
- public:
-  explicit Call(std::function<Verdict(const Event&)> function) : function_(std::move(function)) {
-    if (!function_) error_ = Error(Errc::invalid_action, "the function to call is empty");
-  }
-  Outcome run(const ActionContext& context) const override {
-    std::string why = "an exception that is not a std::exception";
-    try {
-      return {function_(context.event) == Verdict::stop ? Outcome::Next::stop : Outcome::Next::proceed,
-              {},
-              std::nullopt};
-    } catch (const std::exception& exception) {
-      why = exception.what();
-    } catch (...) {
-    }
-    return {Outcome::Next::stop, {}, Error(Errc::invalid_action, "the called function threw: " + why)};
-  }
-  std::string text() const override { return "call"; }
-
- private:
-  std::function<Verdict(const Event&)> function_;
-};
-
-class RequestStop final : public ActionImpl {
- public:
-  explicit RequestStop(std::stop_source source) : source_(std::move(source)) {
-    if (!source_.stop_possible()) error_ = Error(Errc::invalid_action, "the stop_source has no state");
-  }
-  Outcome run(const ActionContext&) const override {
-    source_.request_stop();  // false: somebody else did; runs the callbacks registered on the token, here
-    return Outcome::proceed();
-  }
-  std::string text() const override { return "stop"; }
-
- private:
-  mutable std::stop_source source_;  // request_stop() is safe in any number of threads, but not const
-};
-
-class Notify final : public ActionImpl {
- public:
-  // All eventfds share one inode, so that the number means the same one later cannot be told: the caller
-  // keeps it open.
-  explicit Notify(int fd) : fd_(fd) {
-    const int flags = ::fcntl(fd, F_GETFL);
-    if (flags < 0)
-      error_ = Error::from_errno(errno, "eventfd " + std::to_string(fd));
-    else if ((flags & O_ACCMODE) == O_RDONLY)
-      error_ = Error(Errc::invalid_action,
-                     "descriptor " + std::to_string(fd) + " cannot be written; an eventfd is needed");
-  }
-  Outcome run(const ActionContext&) const override {
-    const std::uint64_t one = 1;
-    const bool told = ::write(fd_, &one, sizeof one) == static_cast<ssize_t>(sizeof one) ||
-                      errno == EAGAIN;  // EAGAIN: full of news
-    return told ? Outcome::proceed()
-                : Outcome::failed(Error::from_errno(errno, "eventfd " + std::to_string(fd_)));
-  }
-  std::string text() const override { return "notify:" + std::to_string(fd_); }
-
- private:
-  int fd_;
-};
-
 }  // namespace
-
-const Error* Action::error() const noexcept { return impl_->error() ? &*impl_->error() : nullptr; }
-
-bool operator==(const Action& a, const Action& b) {
-  if (&a.impl() == &b.impl()) return true;
-  const std::string text = to_string(a);
-  return text.find(':') != std::string::npos && text == to_string(b);  // code is only equal to itself
-}
-
-ActionChain::ActionChain(Action action) : ActionChain(std::vector<Action>{std::move(action)}) {}
-ActionChain::ActionChain(std::initializer_list<Action> actions) : ActionChain(std::vector<Action>(actions)) {}
-ActionChain::ActionChain(std::vector<Action> actions)
-    : actions_(std::make_shared<const std::vector<Action>>(std::move(actions))) {
-  for (const Action& action : *actions_)
-    if (error_ == nullptr) error_ = action.error();
-}
-const Error* ActionChain::error() const noexcept { return error_; }
 
 Action send_signal(int signal, SignalTarget target) { return make<SendSignal>(signal, target); }
 Action kill_process(int signal, pid_t pid) { return make<KillProcess>(signal, pid); }
-Action close_fd(int fd) { return make<EndDescriptor>(Ending::close, fd); }
-Action shutdown_read(int fd) { return make<EndDescriptor>(Ending::shutdown_read, fd); }
-Action shutdown_write(int fd) { return make<EndDescriptor>(Ending::shutdown_write, fd); }
-Action shutdown_both(int fd) { return make<EndDescriptor>(Ending::shutdown_both, fd); }
-Action close_peer(SocketAddress peer) { return make<EndPeer>(Ending::close, peer); }
-Action shutdown_read(SocketAddress peer) { return make<EndPeer>(Ending::shutdown_read, peer); }
-Action shutdown_write(SocketAddress peer) { return make<EndPeer>(Ending::shutdown_write, peer); }
-Action shutdown_both(SocketAddress peer) { return make<EndPeer>(Ending::shutdown_both, peer); }
-Action run(std::vector<std::string> argv) { return make<Program>(Program::How::run, std::move(argv)); }
-Action exec(std::vector<std::string> argv) { return make<Program>(Program::How::exec, std::move(argv)); }
+Action close_fd(int fd) { return make<ToDescriptor>(kCloseIt, fd); }
+Action shutdown_read(int fd) { return make<ToDescriptor>(kShutRead, fd); }
+Action shutdown_write(int fd) { return make<ToDescriptor>(kShutWrite, fd); }
+Action shutdown_both(int fd) { return make<ToDescriptor>(kShutBoth, fd); }
+Action close_peer(SocketAddress peer) { return make<ToPeer>(kCloseIt, peer); }
+Action shutdown_read(SocketAddress peer) { return make<ToPeer>(kShutRead, peer); }
+Action shutdown_write(SocketAddress peer) { return make<ToPeer>(kShutWrite, peer); }
+Action shutdown_both(SocketAddress peer) { return make<ToPeer>(kShutBoth, peer); }
+Action run(std::vector<std::string> argv) { return make<Run>(std::move(argv)); }
+Action exec(std::vector<std::string> argv) { return make<Exec>(std::move(argv)); }
 Action sleep_for(std::chrono::nanoseconds duration) { return make<Sleep>(duration); }
 Action call(std::function<Verdict(const Event&)> function) { return make<Call>(std::move(function)); }
 Action call(std::function<void()> function) {
-  if (!function) return make<Call>(std::function<Verdict(const Event&)>());
-  return make<Call>([inner = std::move(function)](const Event&) {
-    inner();
+  if (!function) return make<Call>(nullptr);
+  return make<Call>([function = std::move(function)](const Event&) {
+    function();
     return Verdict::proceed;
   });
 }
 Action request_stop(std::stop_source source) { return make<RequestStop>(std::move(source)); }
 Action notify(int eventfd) { return make<Notify>(eventfd); }
+
+const Error* Action::error() const noexcept { return impl_->error() ? &*impl_->error() : nullptr; }
+
+bool operator==(const Action& a, const Action& b) {
+  if (&a.impl() == &b.impl()) return true;
+  return dynamic_cast<const Code*>(&a.impl()) == nullptr && to_string(a) == to_string(b);
+}
+
+ActionChain::ActionChain(Action action) : ActionChain(std::vector<Action>{std::move(action)}) {}
+ActionChain::ActionChain(std::initializer_list<Action> actions) : ActionChain(std::vector<Action>(actions)) {}
+ActionChain::ActionChain(std::vector<Action> actions) {
+  if (actions.empty()) return;
+  actions_ = std::make_shared<const std::vector<Action>>(std::move(actions));
+  for (const Action& action : *actions_)
+    if (error_ == nullptr) error_ = action.error();
+}
+
+// A chain that was moved from has no actions, but still the pointer.
+const Error* ActionChain::error() const noexcept { return actions_ ? error_ : nullptr; }
 
 }  // namespace sockalarm

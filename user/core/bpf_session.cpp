@@ -17,6 +17,7 @@
 #include <fstream>
 #include <optional>
 #include <sstream>
+#include <tuple>
 #include <utility>
 
 #include "base/unique_fd.h"
@@ -123,7 +124,7 @@ Error explain(int failed, const std::string& what, const std::string& libbpf_say
                     : ": this process lacks " + missing + " (run as root or grant them: setcap " +
                           "cap_bpf,cap_perfmon,cap_net_admin+ep PROGRAM)"));
   }
-  Error error = Error::from_errno(failed, what);
+  const Error error = Error::from_errno(failed, what);
   return libbpf_says.empty() ? error : Error(error.code(), error.message() + " (" + libbpf_says + ")");
 }
 
@@ -179,7 +180,7 @@ struct LinkDeleter {
 using Link = std::unique_ptr<bpf_link, LinkDeleter>;
 
 Result<Link> attach(const bpf_program* program, const std::string& hook) {
-  LibbpfMessages messages;
+  const LibbpfMessages messages;
   Link link(bpf_program__attach(program));
   if (!link) return fail(explain(errno, "attaching to " + hook, messages.last()));
   return link;
@@ -190,7 +191,7 @@ Result<Link> attach_release(const bpf_program* program) {
   if (!root) return fail(Error(Errc::unsupported, "no cgroup v2 hierarchy is mounted"));
   const UniqueFd directory(::open(root->c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!directory) return fail(Error::from_errno(errno, *root));
-  LibbpfMessages messages;
+  const LibbpfMessages messages;
   Link link(bpf_program__attach_cgroup(program, directory.get()));
   if (!link) return fail(explain(errno, "attaching to cgroup/sock_release at " + *root, messages.last()));
   return link;
@@ -214,7 +215,7 @@ class LoadedSession final : public BpfSession {
  public:
   // with_release: the release hook's program type needs CAP_NET_ADMIN, the tracepoints do not.
   Result<void> load(std::uint32_t slots, bool with_release) {
-    LibbpfMessages messages;
+    const LibbpfMessages messages;
     skeleton_.reset(sockalarm_bpf__open());
     if (!skeleton_) return fail(explain(errno, "opening the BPF object", messages.last()));
     const KernelBtf btf;
@@ -347,6 +348,31 @@ Result<std::unique_ptr<BpfSession>> BpfSession::open(std::uint32_t slots, std::s
   return std::unique_ptr<BpfSession>(std::move(session));
 }
 
-std::vector<Feature> BpfSession::probe() { return {}; }
+std::vector<Feature> BpfSession::probe() {
+  std::vector<Feature> features;
+  const auto add = [&](std::string name, bool available, std::string detail, std::string remedy) {
+    features.push_back({std::move(name), available, std::move(detail), available ? "" : std::move(remedy)});
+  };
+  const KernelBtf btf;
+  add("kernel type information", btf.error() == 0,
+      btf.error() == 0 ? kBtfFile : Error::from_errno(btf.error(), kBtfFile).message(),
+      "a kernel with CONFIG_DEBUG_INFO_BTF, as the distributions build it");
+  const std::string missing = missing_capabilities();
+  add("capabilities", missing.empty(), missing.empty() ? "CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN" : "missing: " + missing,
+      "run as root, or setcap cap_bpf,cap_perfmon,cap_net_admin+ep PROGRAM");
+  for (const auto& [name, what, since] :
+       {std::tuple{"inet_sock_set_state", "every end of a connection", "4.16"},
+        std::tuple{"inet_sk_error_report", "errors that leave a connection as it was (IP_RECVERR)", "5.14"},
+        std::tuple{"tcp_destroy_sock", "stands in for the release hook", "4.15"},
+        std::tuple{"tcp_rcv_space_adjust", "eof without asking again and again", "4.15"}}) {
+    const bool there = btf.has_tracepoint(name);
+    add(std::string("tracepoint ") + name, there, there ? what : std::string("not in this kernel; ") + what,
+        std::string("Linux ") + since + " or newer");
+  }
+  const auto root = cgroup2_root();
+  add("cgroup v2 for the release hook", root.has_value(), root.value_or("no cgroup v2 hierarchy is mounted"),
+      "mount -t cgroup2 none /sys/fs/cgroup/unified; without it closed sockets are noticed a little later");
+  return features;
+}
 
 }  // namespace sockalarm::detail

@@ -45,12 +45,10 @@ void Dispatcher::post(Job job) {
   bool first = false;
   {
     const std::lock_guard lock(mutex_);
-    if (!over_) {
-      first = jobs_.empty();
-      jobs_.push_back(std::move(job));
-    }
+    if (over_) return job.alarm->cut_short();
+    first = jobs_.empty();
+    jobs_.push_back(std::move(job));
   }
-  if (job.alarm) return job.alarm->cut_short();  // not taken
   if (first && !on_this_thread()) source_.wake();
 }
 

@@ -131,7 +131,7 @@ bool all_was_read(int fd) noexcept {
 Events look(int fd, StreamKind kind, PollStyle style) noexcept {
   Events found;
   if (style == PollStyle::read_only) {
-    const short flags = poll_now(fd) & static_cast<short>(~kPollRdhup);
+    const auto flags = static_cast<short>(poll_now(fd) & ~kPollRdhup);
     found = events_of_flags(flags);
     if (!found && (flags & POLLIN) != 0 && all_was_read(fd)) found = events::fin;
   } else {

@@ -2,24 +2,23 @@
 #pragma once
 
 #include <signal.h>
-#include <sockalarm/result.h>
 
+#include <sockalarm/result.h>
 #include <string>
-#include <vector>
 
 namespace sockalarm::detail {
 
-// The path of an executable file, looked up in PATH as execvp(3) does. errno: ENOENT, EACCES.
+// The absolute path of the program that `name` means now: looked up in PATH unless it has a '/', and a regular file
+// that this process may execute. Errc::invalid_action names it and where it was sought.
 Result<std::string> find_program(const std::string& name);
 
-// Starts a program that is nobody's child here: its parent is init, no SIGCHLD comes, nothing is to be waited
-// for. stdin is /dev/null, other descriptors than 0, 1 and 2 are closed at its start, handlers are the
-// default ones, the mask is `mask`. Returns when the program runs or could not be executed (also said on
-// stderr).
-Result<void> start_detached(const std::string& path, const std::vector<std::string>& argv,
-                            const sigset_t& mask);
-
-// Replaces this process. Only returns if that failed.
-Error replace_process(const std::string& path, const std::vector<std::string>& argv, const sigset_t& mask);
+// Starts the program detached: in a session of its own and nobody's child (init's, or the nearest subreaper's: see
+// prctl(2); a process that is one, or that is pid 1, must reap what it gets). stdin is /dev/null, stdout and stderr
+// are shared, signals have their default actions and `mask`, and no other descriptor is passed on (Linux >= 5.11;
+// before that those with O_CLOEXEC are not). Returns when the program has been executed, or with the reason why
+// not, which it also writes to stderr. `argv` ends with a null pointer.
+// Linux: the caller gets no SIGCHLD and its memory is not copied. Elsewhere one SIGCHLD comes, of a child that is
+// reaped here.
+Result<void> spawn_detached(const std::string& path, char* const argv[], const sigset_t& mask);
 
 }  // namespace sockalarm::detail

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+
+namespace sockalarm::cli {
+
+// What the chosen subcommand does; its result is the exit status.
+using Task = std::function<int()>;
+
+// Each adds its subcommand and sets `chosen` when it is the one.
+void add_run(CLI::App& app, Task& chosen);
+void add_doctor(CLI::App& app, Task& chosen);
+void add_fds(CLI::App& app, Task& chosen);
+void add_completion(CLI::App& app, Task& chosen);
+
+// For anything that fails before the subcommand could do its work; timeout(1) uses the same number.
+inline constexpr int kExitFailed = 125;
+
+}  // namespace sockalarm::cli
