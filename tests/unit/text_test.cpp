@@ -31,12 +31,14 @@ TEST(EventTextTest, UnknownWordIsNamed) {
     const auto parsed = parse_events(text);
     ASSERT_FALSE(parsed) << text;
     EXPECT_EQ(parsed.error().code(), Errc::invalid_text);
-    EXPECT_NE(parsed.error().message().find("deadline"), std::string::npos) << "the known ones: " << parsed.error().message();
+    EXPECT_NE(parsed.error().message().find("deadline"), std::string::npos)
+        << "the known ones: " << parsed.error().message();
   }
 }
 
 TEST(AddressTextTest, RoundTrip) {
-  for (const char* text : {"127.0.0.1:3306", "[::1]:80", "[fe80::1%lo]:443", "unix:/run/db.sock", "unix:@abstract", "unix:", "0.0.0.0:0"}) {
+  for (const char* text : {"127.0.0.1:3306", "[::1]:80", "[fe80::1%lo]:443", "unix:/run/db.sock",
+                           "unix:@abstract", "unix:", "0.0.0.0:0"}) {
     const auto parsed = SocketAddress::parse(text);
     ASSERT_TRUE(parsed) << text << ": " << parsed.error().message();
     EXPECT_EQ(to_string(*parsed), text);
@@ -46,7 +48,9 @@ TEST(AddressTextTest, RoundTrip) {
 }
 
 TEST(AddressTextTest, Refused) {
-  for (const std::string& text : std::vector<std::string>{"", "127.0.0.1", "localhost:80", "127.0.0.1:65536", "[::1]", "::1:80", "[::1:80", "127.0.0.1:-1", "unix:" + std::string(200, 'x'), "1.2.3:4"}) {
+  for (const std::string& text :
+       std::vector<std::string>{"", "127.0.0.1", "localhost:80", "127.0.0.1:65536", "[::1]", "::1:80",
+                                "[::1:80", "127.0.0.1:-1", "unix:" + std::string(200, 'x'), "1.2.3:4"}) {
     const auto parsed = SocketAddress::parse(text);
     ASSERT_FALSE(parsed) << text;
     EXPECT_EQ(parsed.error().code(), Errc::invalid_text);
@@ -57,16 +61,31 @@ TEST(AddressTextTest, Refused) {
 TEST(ActionTextTest, RoundTripOfEveryAction) {
   const Connection connection = tcp_pair();
   const int fd = connection.ours.get();
-  const SocketAddress peer = *SocketAddress::parse("[::1]:80"), path = *SocketAddress::parse("unix:/a b;c,d'e");
+  const SocketAddress peer = *SocketAddress::parse("[::1]:80"),
+                      path = *SocketAddress::parse("unix:/a b;c,d'e");
 #if SOCKALARM_LINUX
   const UniqueFd bell(::eventfd(0, EFD_CLOEXEC));
 #endif
   std::vector<Action> all{
-      send_signal(SIGALRM, SignalTarget::process), send_signal(SIGRTMIN + 3, SignalTarget::process), kill_process(SIGTERM, ::getpid()),
-      close_fd(fd), shutdown_read(fd), shutdown_write(fd), shutdown_both(fd), close_peer(peer), shutdown_read(peer), shutdown_write(path),
-      shutdown_both(path), run({"sh", "-c", "echo 'x;y' \"z\" \\ $HOME", ""}), exec({"/bin/sh"}), sleep_for(2s), sleep_for(1500ms), sleep_for(7ns),
+      send_signal(SIGALRM, SignalTarget::process),
+      send_signal(SIGRTMIN + 3, SignalTarget::process),
+      kill_process(SIGTERM, ::getpid()),
+      close_fd(fd),
+      shutdown_read(fd),
+      shutdown_write(fd),
+      shutdown_both(fd),
+      close_peer(peer),
+      shutdown_read(peer),
+      shutdown_write(path),
+      shutdown_both(path),
+      run({"sh", "-c", "echo 'x;y' \"z\" \\ $HOME", ""}),
+      exec({"/bin/sh"}),
+      sleep_for(2s),
+      sleep_for(1500ms),
+      sleep_for(7ns),
 #if SOCKALARM_LINUX
-      send_signal(SIGALRM), notify(bell.get()),
+      send_signal(SIGALRM),
+      notify(bell.get()),
 #endif
   };
   for (const Action& action : all) {
@@ -92,10 +111,37 @@ TEST(ActionTextTest, SeveralTargetsBecomeSeveralActions) {
 
 TEST(ActionTextTest, WhatIsWrongIsSaidAndNothingLeaks) {
   const auto before = detail::open_descriptors();
-  for (const char* text :
-       {"", "  ", "nonsense", "sig:", "sig:BOGUS", "sig:0:process", "sig:99:process", "sig:ALRM:who", "kill:TERM", "kill:TERM:0", "kill:TERM:x",
-        "kill:TERM:-1", "close:", "close:x", "close:19999", "shut_rw:0.0.0.0", "run:", "run:/no/such/program", "run:'unfinished", "run:back\\", "exec:",
-        "sleep:", "sleep:-1s", "sleep:1x", "sleep:inf", "sleep:99999999999999999999", "notify:x", "notify:19999", "call", "stop", "sig:TERM; sleep:1s"}) {
+  for (const char* text : {"",
+                           "  ",
+                           "nonsense",
+                           "sig:",
+                           "sig:BOGUS",
+                           "sig:0:process",
+                           "sig:99:process",
+                           "sig:ALRM:who",
+                           "kill:TERM",
+                           "kill:TERM:0",
+                           "kill:TERM:x",
+                           "kill:TERM:-1",
+                           "close:",
+                           "close:x",
+                           "close:19999",
+                           "shut_rw:0.0.0.0",
+                           "run:",
+                           "run:/no/such/program",
+                           "run:'unfinished",
+                           "run:back\\",
+                           "exec:",
+                           "sleep:",
+                           "sleep:-1s",
+                           "sleep:1x",
+                           "sleep:inf",
+                           "sleep:99999999999999999999",
+                           "notify:x",
+                           "notify:19999",
+                           "call",
+                           "stop",
+                           "sig:TERM; sleep:1s"}) {
     const auto parsed = parse_action(text);
     ASSERT_FALSE(parsed) << text;
     EXPECT_TRUE(parsed.error().code() == Errc::invalid_text || parsed.error().code() == Errc::invalid_action)

@@ -21,18 +21,22 @@ void print_bash(const CLI::App& app) {
   std::cout << "_sockalarm() {\n  local word=\"${COMP_WORDS[COMP_CWORD]}\"\n  case \"${COMP_WORDS[1]}\" in\n";
   for (const CLI::App* sub : app.get_subcommands({})) {
     subcommands += (subcommands.empty() ? "" : " ") + sub->get_name();
-    std::cout << "    " << sub->get_name() << ") COMPREPLY=($(compgen -W '" << option_names(*sub) << "' -- \"$word\")) ;;\n";
+    std::cout << "    " << sub->get_name() << ") COMPREPLY=($(compgen -W '" << option_names(*sub)
+              << "' -- \"$word\")) ;;\n";
   }
-  std::cout << "    *) COMPREPLY=($(compgen -W '" << subcommands << " " << option_names(app) << "' -- \"$word\")) ;;\n"
+  std::cout << "    *) COMPREPLY=($(compgen -W '" << subcommands << " " << option_names(app)
+            << "' -- \"$word\")) ;;\n"
             << "  esac\n}\ncomplete -o default -F _sockalarm sockalarm\n";
 }
 
 void print_fish(const CLI::App& app) {
   for (const CLI::App* sub : app.get_subcommands({})) {
-    std::cout << "complete -c sockalarm -n __fish_use_subcommand -a " << sub->get_name() << " -d '" << sub->get_description() << "'\n";
+    std::cout << "complete -c sockalarm -n __fish_use_subcommand -a " << sub->get_name() << " -d '"
+              << sub->get_description() << "'\n";
     for (const CLI::Option* option : sub->get_options())
       for (const std::string& name : option->get_lnames())
-        std::cout << "complete -c sockalarm -n '__fish_seen_subcommand_from " << sub->get_name() << "' -l " << name << "\n";
+        std::cout << "complete -c sockalarm -n '__fish_seen_subcommand_from " << sub->get_name() << "' -l "
+                  << name << "\n";
   }
 }
 
@@ -41,10 +45,13 @@ void print_fish(const CLI::App& app) {
 void add_completion(CLI::App& app, Task& chosen) {
   CLI::App* sub = app.add_subcommand("completion", "Print a completion script for a shell");
   auto shell = std::make_shared<std::string>();
-  sub->add_option("SHELL", *shell, "bash, zsh or fish")->required()->check(CLI::IsMember({"bash", "zsh", "fish"}));
-  sub->footer("Examples:\n"
-              "  source <(sockalarm completion bash)\n"
-              "  sockalarm completion fish > ~/.config/fish/completions/sockalarm.fish");
+  sub->add_option("SHELL", *shell, "bash, zsh or fish")
+      ->required()
+      ->check(CLI::IsMember({"bash", "zsh", "fish"}));
+  sub->footer(
+      "Examples:\n"
+      "  source <(sockalarm completion bash)\n"
+      "  sockalarm completion fish > ~/.config/fish/completions/sockalarm.fish");
   sub->callback([&app, &chosen, shell] {
     chosen = [&app, shell] {
       if (*shell == "fish") {

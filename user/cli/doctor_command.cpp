@@ -20,8 +20,10 @@ int status_of(const Result<Watcher>& watcher) {
 int print_json(const std::vector<Feature>& features, const Result<Watcher>& watcher) {
   nlohmann::json out{{"features", nlohmann::json::array()}};
   for (const Feature& feature : features)
-    out["features"].push_back(
-        {{"name", feature.name}, {"available", feature.available}, {"detail", feature.detail}, {"remedy", feature.remedy}});
+    out["features"].push_back({{"name", feature.name},
+                               {"available", feature.available},
+                               {"detail", feature.detail},
+                               {"remedy", feature.remedy}});
   if (watcher) {
     const Description description = watcher->describe();
     out["source"] = to_string(description.source);
@@ -35,7 +37,8 @@ int print_json(const std::vector<Feature>& features, const Result<Watcher>& watc
 
 int print_table(const std::vector<Feature>& features, const Result<Watcher>& watcher) {
   for (const Feature& feature : features) {
-    std::cout << (feature.available ? "yes  " : "NO   ") << std::left << std::setw(34) << feature.name << feature.detail << "\n";
+    std::cout << (feature.available ? "yes  " : "NO   ") << std::left << std::setw(34) << feature.name
+              << feature.detail << "\n";
     if (!feature.available) std::cout << std::string(39, ' ') << "-> " << feature.remedy << "\n";
   }
   if (!watcher) {
@@ -51,13 +54,15 @@ int print_table(const std::vector<Feature>& features, const Result<Watcher>& wat
 }  // namespace
 
 void add_doctor(CLI::App& app, Task& chosen) {
-  CLI::App* sub = app.add_subcommand("doctor", "Tell what this kernel, these privileges and this machine give");
+  CLI::App* sub =
+      app.add_subcommand("doctor", "Tell what this kernel, these privileges and this machine give");
   auto json = std::make_shared<bool>(false);
   sub->add_flag("--json", *json, "print JSON");
-  sub->footer("Exit status: 0 the kernel source works, 1 a fallback serves, 2 nothing works.\n\n"
-              "Examples:\n"
-              "  sockalarm doctor\n"
-              "  sockalarm doctor --json | jq '.features[] | select(.available | not)'");
+  sub->footer(
+      "Exit status: 0 the kernel source works, 1 a fallback serves, 2 nothing works.\n\n"
+      "Examples:\n"
+      "  sockalarm doctor\n"
+      "  sockalarm doctor --json | jq '.features[] | select(.available | not)'");
   sub->callback([&chosen, json] {
     chosen = [json] {
       const auto features = probe_features();

@@ -27,7 +27,8 @@ nlohmann::json as_json(const DescriptorInfo& info) {
 int print_descriptors(const FdsOptions& options) {
   const auto table = descriptor_table(options.pid);
   if (!table) {
-    std::cerr << "sockalarm fds: " << table.error().message() << "; is there such a process, and is it yours?\n";
+    std::cerr << "sockalarm fds: " << table.error().message()
+              << "; is there such a process, and is it yours?\n";
     return kExitFailed;
   }
   nlohmann::json all = nlohmann::json::array();
@@ -45,14 +46,17 @@ int print_descriptors(const FdsOptions& options) {
 }  // namespace
 
 void add_fds(CLI::App& app, Task& chosen) {
-  CLI::App* sub = app.add_subcommand("fds", "Show the descriptors of a process, sockets with addresses, state and cookie");
+  CLI::App* sub = app.add_subcommand(
+      "fds", "Show the descriptors of a process, sockets with addresses, state and cookie");
   auto options = std::make_shared<FdsOptions>();
-  sub->add_option("PID", options->pid, "the process (default: what sockalarm itself was given)")->check(CLI::PositiveNumber);
+  sub->add_option("PID", options->pid, "the process (default: what sockalarm itself was given)")
+      ->check(CLI::PositiveNumber);
   sub->add_flag("--sockets", options->sockets, "sockets only");
   sub->add_flag("--json", options->json, "print JSON");
-  sub->footer("Examples:\n"
-              "  sockalarm fds $(pidof nginx | cut -d' ' -f1) --sockets\n"
-              "  sockalarm fds --json < /dev/tcp/example.org/80");
+  sub->footer(
+      "Examples:\n"
+      "  sockalarm fds $(pidof nginx | cut -d' ' -f1) --sockets\n"
+      "  sockalarm fds --json < /dev/tcp/example.org/80");
   sub->callback([&chosen, options] { chosen = [options] { return print_descriptors(*options); }; });
 }
 

@@ -10,11 +10,12 @@ int main(int argc, char** argv) {
     CLI::App app("Know at once when a TCP peer goes away.", "sockalarm");
     app.set_version_flag("--version", "sockalarm " SOCKALARM_VERSION);
     app.require_subcommand(1);
-    app.footer("Examples:\n"
-               "  socat TCP-LISTEN:8080,fork EXEC:'sockalarm run -- ./report.sh'\n"
-               "  sockalarm doctor\n"
-               "  sockalarm fds 1234\n\n"
-               "sockalarm SUBCOMMAND --help tells more.");
+    app.footer(
+        "Examples:\n"
+        "  socat TCP-LISTEN:8080,fork EXEC:'sockalarm run -- ./report.sh'\n"
+        "  sockalarm doctor\n"
+        "  sockalarm fds 1234\n\n"
+        "sockalarm SUBCOMMAND --help tells more.");
     Task chosen;
     add_run(app, chosen);
     add_doctor(app, chosen);

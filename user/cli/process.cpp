@@ -39,7 +39,8 @@ std::vector<pid_t> children_of(pid_t pid) {
 }  // namespace
 
 std::optional<int> signal_number(const std::string& text) {
-  if (const auto number = parse_number<int>(text)) return *number >= 1 && *number <= SIGRTMAX ? number : std::nullopt;
+  if (const auto number = parse_number<int>(text))
+    return *number >= 1 && *number <= SIGRTMAX ? number : std::nullopt;
   std::string name;
   for (const char c : text) name += static_cast<char>(::toupper(static_cast<unsigned char>(c)));
   if (name.starts_with("SIG")) name.erase(0, 3);
@@ -50,7 +51,8 @@ std::optional<int> signal_number(const std::string& text) {
   if (name == "RTMIN") return SIGRTMIN;
   if (!name.starts_with("RTMIN+")) return std::nullopt;
   const auto offset = parse_number<int>(std::string_view(name).substr(6));
-  return offset && *offset >= 0 && SIGRTMIN + *offset <= SIGRTMAX ? std::optional(SIGRTMIN + *offset) : std::nullopt;
+  return offset && *offset >= 0 && SIGRTMIN + *offset <= SIGRTMAX ? std::optional(SIGRTMIN + *offset)
+                                                                  : std::nullopt;
 }
 
 std::string signal_name(int signal) {
@@ -59,7 +61,8 @@ std::string signal_name(int signal) {
 }
 
 Result<Command> Command::start(const LaunchOptions& options) {
-  if (::prctl(PR_SET_CHILD_SUBREAPER, 1) != 0) return fail(Error::from_errno(errno, "prctl(PR_SET_CHILD_SUBREAPER)"));
+  if (::prctl(PR_SET_CHILD_SUBREAPER, 1) != 0)
+    return fail(Error::from_errno(errno, "prctl(PR_SET_CHILD_SUBREAPER)"));
   int ends[2];
   if (::pipe2(ends, O_CLOEXEC) != 0) return fail(Error::from_errno(errno, "pipe2()"));
   const UniqueFd result(ends[0]);
@@ -119,6 +122,8 @@ bool Command::reap() noexcept {
   return just_ended;
 }
 
-int Command::status() const noexcept { return WIFSIGNALED(wait_status_) ? 128 + WTERMSIG(wait_status_) : WEXITSTATUS(wait_status_); }
+int Command::status() const noexcept {
+  return WIFSIGNALED(wait_status_) ? 128 + WTERMSIG(wait_status_) : WEXITSTATUS(wait_status_);
+}
 
 }  // namespace sockalarm::cli

@@ -2,10 +2,10 @@
 #pragma once
 
 #include <signal.h>
+#include <sockalarm/result.h>
 #include <sys/types.h>
 
 #include <optional>
-#include <sockalarm/result.h>
 #include <string>
 #include <vector>
 
@@ -17,12 +17,13 @@ std::string signal_name(int signal);
 
 struct LaunchOptions {
   std::vector<std::string> argv;
-  bool own_group = true;     // a process group of its own, as timeout(1) makes it
-  sigset_t mask{};           // the signal mask it starts with
+  bool own_group = true;  // a process group of its own, as timeout(1) makes it
+  sigset_t mask{};        // the signal mask it starts with
 };
 
-// The command that sockalarm runs, with everything that it starts. Its descendants come to us when their parents end
-// (PR_SET_CHILD_SUBREAPER, prctl(2)), so that none is lost; if we die, the kernel kills the command. One thread.
+// The command that sockalarm runs, with everything that it starts. Its descendants come to us when their
+// parents end (PR_SET_CHILD_SUBREAPER, prctl(2)), so that none is lost; if we die, the kernel kills the
+// command. One thread.
 class Command {
  public:
   // errno ENOENT: not found; others: found but not executable.

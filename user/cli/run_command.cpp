@@ -65,9 +65,11 @@ class Mailbox {
 Error usage(std::string message) { return {Errc::invalid_text, std::move(message)}; }
 
 bool is_stream(const DescriptorInfo& info) {
-  static constexpr std::string_view kKinds[] = {"tcp", "mptcp", "sctp", "unix-stream", "unix-seqpacket", "vsock"};
+  static constexpr std::string_view kKinds[] = {"tcp",         "mptcp",          "sctp",
+                                                "unix-stream", "unix-seqpacket", "vsock"};
   return !info.listening && std::find(std::begin(kKinds), std::end(kKinds), info.kind) != std::end(kKinds) &&
-         (info.peer || info.state == "CLOSE");  // CLOSE: reset before we were started; the peer's name is forgotten
+         (info.peer ||
+          info.state == "CLOSE");  // CLOSE: reset before we were started; the peer's name is forgotten
 }
 
 // 0, then 1, as inetd and socat give it; then the only other one (systemd's Accept=yes).
@@ -81,10 +83,12 @@ Result<int> find_client() {
     found += "\n  " + to_string(info);
   }
   if (streams.size() == 1 || (!streams.empty() && streams.front() <= 1)) return streams.front();
-  return fail(usage((streams.empty() ? "no client: none of the descriptors is a connected stream socket"
-                                     : "several descriptors may be the client; choose one with --fd") +
-                    (" (a CGI program's stdin and stdout are usually pipes from the web server: pass the number of the "
-                     "client's socket with --fd). There are:" + found)));
+  return fail(usage(
+      (streams.empty() ? "no client: none of the descriptors is a connected stream socket"
+                       : "several descriptors may be the client; choose one with --fd") +
+      (" (a CGI program's stdin and stdout are usually pipes from the web server: pass the number of the "
+       "client's socket with --fd). There are:" +
+       found)));
 }
 
 Result<std::chrono::nanoseconds> parse_time(const std::string& option, const std::string& text) {
@@ -96,7 +100,10 @@ Result<std::chrono::nanoseconds> parse_time(const std::string& option, const std
   const auto unit = canonical.find_first_not_of("0123456789");
   const auto count = std::stoll(canonical.substr(0, unit));
   const std::string name = canonical.substr(unit);
-  total = name == "s" ? std::chrono::nanoseconds(std::chrono::seconds(count)) : std::chrono::nanoseconds(count * (name == "ms" ? 1'000'000 : name == "us" ? 1'000 : 1));
+  total = name == "s" ? std::chrono::nanoseconds(std::chrono::seconds(count))
+                      : std::chrono::nanoseconds(count * (name == "ms"   ? 1'000'000
+                                                          : name == "us" ? 1'000
+                                                                         : 1));
   return total;
 }
 
@@ -119,8 +126,11 @@ Result<Plan> make_plan(const RunOptions& options) {
   const auto source = parse_source(options.source);
   if (!source) return fail(source.error().with_context("--source"));
   const auto signal = signal_number(options.signal);
-  if (!signal) return fail(usage("--signal '" + options.signal + "' is not a signal; expected a name such as TERM or a number, see kill -l"));
-  const auto timeout = parse_time("--timeout", options.timeout), kill_after = parse_time("--kill-after", options.kill_after);
+  if (!signal)
+    return fail(usage("--signal '" + options.signal +
+                      "' is not a signal; expected a name such as TERM or a number, see kill -l"));
+  const auto timeout = parse_time("--timeout", options.timeout),
+             kill_after = parse_time("--kill-after", options.kill_after);
   if (!timeout) return fail(timeout.error());
   if (!kill_after) return fail(kill_after.error());
   std::vector<Action> then;
@@ -140,12 +150,13 @@ Result<Plan> make_plan(const RunOptions& options) {
   return plan;
 }
 
-// Of the signals that reach us: CHLD is ours, the others are the command's. KILL and STOP cannot be caught; those that
-// tell of our own faults are left alone.
+// Of the signals that reach us: CHLD is ours, the others are the command's. KILL and STOP cannot be caught;
+// those that tell of our own faults are left alone.
 sigset_t handled_signals() {
   sigset_t set;
   ::sigfillset(&set);
-  for (const int own : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS, SIGTTIN, SIGTTOU, SIGTSTP}) ::sigdelset(&set, own);
+  for (const int own : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS, SIGTTIN, SIGTTOU, SIGTSTP})
+    ::sigdelset(&set, own);
   return set;
 }
 
@@ -159,20 +170,24 @@ class Runner {
     signals_ = UniqueFd(::signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK));
     if (!signals_) return complain(Error::from_errno(errno, "signalfd()"));
     auto watcher = Watcher::create({.source = plan_.source, .log = [](LogLevel level, std::string_view text) {
-                                      if (level >= LogLevel::warning) std::cerr << "sockalarm run: " << text << "\n";
+                                      if (level >= LogLevel::warning)
+                                        std::cerr << "sockalarm run: " << text << "\n";
                                     }});
     if (!watcher) return complain(watcher.error());
     auto watch = watcher->watch(plan_.fd);
     if (!watch) return complain(watch.error());
     if (watch->seen() & plan_.on) {
-      tell("client_left", {{"events", to_string(watch->seen() & plan_.on)}, {"before_start", true}}, "the client had left before the start");
+      tell("client_left", {{"events", to_string(watch->seen() & plan_.on)}, {"before_start", true}},
+           "the client had left before the start");
       return kClientLeft;
     }
-    auto command = Command::start({.argv = options_.command, .own_group = !options_.foreground, .mask = mask_});
+    auto command =
+        Command::start({.argv = options_.command, .own_group = !options_.foreground, .mask = mask_});
     if (!command) return cannot_start(command.error());
     command_.emplace(std::move(*command));
     tell("start", {{"pid", command_->pid()}, {"fd", plan_.fd}, {"source", to_string(watch->source())}},
-         "watching descriptor " + std::to_string(plan_.fd) + ", running process " + std::to_string(command_->pid()));
+         "watching descriptor " + std::to_string(plan_.fd) + ", running process " +
+             std::to_string(command_->pid()));
     auto alarm = watch->arm(make_chain(), {.on = plan_.on, .deadline = plan_.timeout});
     if (!alarm) {
       command_->signal_all(SIGKILL);
@@ -201,8 +216,8 @@ class Runner {
     }
   }
 
-  // Tell the main thread, the wished actions, then the signal, unless one of the actions is one: "sig:" means the
-  // command here.
+  // Tell the main thread, the wished actions, then the signal, unless one of the actions is one: "sig:" means
+  // the command here.
   ActionChain make_chain() {
     std::vector<Action> actions{call([this](const Event& event) {
       mailbox_.send({Mailbox::Letter::What::left, event, 0});
@@ -232,7 +247,9 @@ class Runner {
   void wait() {
     pollfd entries[] = {{signals_.get(), POLLIN, 0}, {mailbox_.fd(), POLLIN, 0}};
     int timeout = -1;
-    if (kill_at_) timeout = static_cast<int>(std::clamp<long long>(std::chrono::ceil<std::chrono::milliseconds>(*kill_at_ - Clock::now()).count(), 0, 1'000'000'000));
+    if (kill_at_)
+      timeout = static_cast<int>(std::clamp<long long>(
+          std::chrono::ceil<std::chrono::milliseconds>(*kill_at_ - Clock::now()).count(), 0, 1'000'000'000));
     ::poll(entries, 2, timeout);
     for (const Mailbox::Letter& letter : mailbox_.take()) read(letter);
     signalfd_siginfo info{};
@@ -273,7 +290,8 @@ class Runner {
       reason = timed_out ? "timeout" : "client left";
       status = killed_ ? kKilled : timed_out ? kTimedOut : kClientLeft;
     }
-    tell("exit", {{"status", status}, {"reason", reason}}, std::string(reason) + ", exit status " + std::to_string(status));
+    tell("exit", {{"status", status}, {"reason", reason}},
+         std::string(reason) + ", exit status " + std::to_string(status));
     return status;
   }
 
@@ -302,7 +320,8 @@ constexpr const char* kFooter =
     "--kill-after. Everything that the command started is ended with it.\n\n"
     "A client that only half-closes (nc -N, some HTTP/1.0 clients) counts as one that left. Be lenient with "
     "--on reset,timeout,error.\n\n"
-    "Exit status: the command's own, 128 + N if a signal N ended it; 123 the client left; 124 the time was over; 125 "
+    "Exit status: the command's own, 128 + N if a signal N ended it; 123 the client left; 124 the time was "
+    "over; 125 "
     "sockalarm failed; 126 the command cannot be executed; 127 it was not found; 137 it had to be killed.\n\n"
     "Examples:\n"
     "  socat TCP-LISTEN:8080,fork EXEC:'sockalarm run -- ./report.sh'\n"
@@ -315,16 +334,22 @@ constexpr const char* kFooter =
 void add_run(CLI::App& app, Task& chosen) {
   CLI::App* sub = app.add_subcommand("run", "Run a command, and end it when the client leaves");
   auto options = std::make_shared<RunOptions>();
-  sub->add_option("--fd", options->fd, "the client's socket (default: 0, else 1, else the only one there is)")->check(CLI::NonNegativeNumber);
-  sub->add_option("--on", options->on, "events that count as leaving: fin,reset,timeout,error, or shut for all (default: shut)");
+  sub->add_option("--fd", options->fd, "the client's socket (default: 0, else 1, else the only one there is)")
+      ->check(CLI::NonNegativeNumber);
+  sub->add_option("--on", options->on,
+                  "events that count as leaving: fin,reset,timeout,error, or shut for all (default: shut)");
   sub->add_option("--timeout", options->timeout, "end the command after this time in any case: 60s, 1.5, 5m");
   sub->add_option("--signal", options->signal, "what the command is sent (default: TERM)");
-  sub->add_option("--kill-after", options->kill_after, "send KILL if it still runs after this time; 0: never (default: 5s)");
-  sub->add_option("--then", options->then, "action before the signal, may be repeated: run:PROGRAM, sleep:2s, ...; sig:NAME is sent to the command instead of the signal")
+  sub->add_option("--kill-after", options->kill_after,
+                  "send KILL if it still runs after this time; 0: never (default: 5s)");
+  sub->add_option("--then", options->then,
+                  "action before the signal, may be repeated: run:PROGRAM, sleep:2s, ...; sig:NAME is sent "
+                  "to the command instead of the signal")
       ->allow_extra_args(false);
   sub->add_option("--source", options->source, "auto (here: epoll), kernel, epoll or poll");
   sub->add_flag("--preserve-status", options->preserve_status, "exit with the command's status in any case");
-  sub->add_flag("--foreground", options->foreground, "leave the command in our process group, so that it can use the terminal");
+  sub->add_flag("--foreground", options->foreground,
+                "leave the command in our process group, so that it can use the terminal");
   sub->add_flag("--verbose,-v", options->verbose, "tell on stderr what happens");
   sub->add_flag("--json", options->json, "the same as one JSON object per line");
   sub->add_option("COMMAND", options->command, "the command and its arguments, after --")->required();

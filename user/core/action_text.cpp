@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/action_text.h"
 
-#include "base/text.h"
-
 #include <sockalarm/action.h>
 
 #include <algorithm>
@@ -11,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "base/text.h"
 #include "core/action_impl.h"
 #include "core/shell_words.h"
 #include "core/signal_text.h"

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fcntl.h>
 #include <poll.h>
+#include <sockalarm/action.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <climits>
 #include <exception>
-#include <sockalarm/action.h>
 
 #include "base/unique_fd.h"
 #include "core/action_impl.h"
@@ -66,7 +66,8 @@ std::string signal_text(int signal) {
 
 std::optional<Error> signal_error(int signal) {
   if (!detail::signal_name(signal).empty()) return std::nullopt;
-  return invalid(std::to_string(signal) + " is not a signal; expected one of kill -l, such as SIGALRM or SIGRTMIN+3");
+  return invalid(std::to_string(signal) +
+                 " is not a signal; expected one of kill -l, such as SIGALRM or SIGRTMIN+3");
 }
 
 class SendSignal final : public Step {
@@ -113,9 +114,12 @@ class KillProcess final : public Step {
 #if SOCKALARM_LINUX && defined(SYS_pidfd_open)
     pidfd_.reset(static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0U)));
     if (pidfd_) return;
-    if (errno == ESRCH) error_ = invalid_errno(errno, what);
-    else if (errno == EINVAL) error_ = invalid_errno(errno, what + ": expected the id of a process, not of a thread");
-    else if (errno != ENOSYS && errno != EPERM) error_ = Error::from_errno(errno, what + ": pidfd_open");
+    if (errno == ESRCH)
+      error_ = invalid_errno(errno, what);
+    else if (errno == EINVAL)
+      error_ = invalid_errno(errno, what + ": expected the id of a process, not of a thread");
+    else if (errno != ENOSYS && errno != EPERM)
+      error_ = Error::from_errno(errno, what + ": pidfd_open");
     if (error_) return;
     // Linux < 5.3 (ENOSYS), or a sandbox that does not know the call (EPERM).
 #endif
@@ -125,7 +129,8 @@ class KillProcess final : public Step {
   Outcome act(const ActionContext&) const override {
     const std::string what = "sending " + signal_text(signal_) + " to process " + std::to_string(pid_);
 #if SOCKALARM_LINUX && defined(SYS_pidfd_send_signal)
-    if (pidfd_) return called(::syscall(SYS_pidfd_send_signal, pidfd_.get(), signal_, nullptr, 0U) == 0, what);
+    if (pidfd_)
+      return called(::syscall(SYS_pidfd_send_signal, pidfd_.get(), signal_, nullptr, 0U) == 0, what);
 #endif
     return called(::kill(pid_, signal_) == 0, what);
   }
@@ -144,7 +149,9 @@ constexpr int kClose = -1;
 constexpr Deed kCloseIt{"close", kClose}, kShutRead{"shut_r", SHUT_RD}, kShutWrite{"shut_w", SHUT_WR},
     kShutBoth{"shut_rw", SHUT_RDWR};
 
-std::string deed_text(const Deed& deed, const std::string& target) { return std::string(deed.verb) + ":" + target; }
+std::string deed_text(const Deed& deed, const std::string& target) {
+  return std::string(deed.verb) + ":" + target;
+}
 
 Outcome do_deed(const Deed& deed, int fd) {
   // EINTR: the descriptor is gone nevertheless (Linux), and trying again could hit a new one.
@@ -155,7 +162,10 @@ Outcome do_deed(const Deed& deed, int fd) {
 class ToDescriptor final : public Step {
  public:
   ToDescriptor(const Deed& deed, int fd)
-      : Step(deed_text(deed, std::to_string(fd))), deed_(deed), fd_(fd), identity_(detail::file_identity(fd)) {
+      : Step(deed_text(deed, std::to_string(fd))),
+        deed_(deed),
+        fd_(fd),
+        identity_(detail::file_identity(fd)) {
     int type = 0;
     socklen_t length = sizeof type;
     if (!identity_)
@@ -165,7 +175,8 @@ class ToDescriptor final : public Step {
   }
 
  private:
-  // Between the look and the deed another thread may still close it and open another: POSIX has no way to do both.
+  // Between the look and the deed another thread may still close it and open another: POSIX has no way to do
+  // both.
   Outcome act(const ActionContext&) const override {
     if (detail::file_identity(fd_) == identity_) return do_deed(deed_, fd_);
     return Outcome::failed({std::make_error_code(std::errc::bad_file_descriptor),
@@ -190,7 +201,8 @@ class ToPeer final : public Step {
       : Step(deed_text(deed, detail::quote_word(to_string(peer)))), deed_(deed), peer_(peer) {
     if (!(peer == peer))
       error_ = invalid("a peer with address " + to_string(peer) + "; expected IPv4, IPv6 or AF_UNIX");
-    else if (to_string(peer) == "unix:")  // the peer of every accepted AF_UNIX connection and every socketpair
+    else if (to_string(peer) ==
+             "unix:")  // the peer of every accepted AF_UNIX connection and every socketpair
       error_ = invalid("an unnamed AF_UNIX peer cannot be told from others; expected a path or @name");
   }
 
@@ -223,13 +235,15 @@ class ToPeer final : public Step {
 
 std::string program_text(const char* verb, const std::vector<std::string>& argv) {
   std::string text = verb;
-  for (const std::string& word : argv) text += (&word == &argv.front() ? ":" : " ") + detail::quote_word(word);
+  for (const std::string& word : argv)
+    text += (&word == &argv.front() ? ":" : " ") + detail::quote_word(word);
   return argv.empty() ? text + ":" : text;
 }
 
 class Program : public Step {
  public:
-  Program(const char* verb, std::vector<std::string> argv) : Step(program_text(verb, argv)), words_(std::move(argv)) {
+  Program(const char* verb, std::vector<std::string> argv)
+      : Step(program_text(verb, argv)), words_(std::move(argv)) {
     const auto cut = [](const std::string& word) { return word.find('\0') != std::string::npos; };
     if (words_.empty()) {
       error_ = invalid("no program is named; expected its name and its arguments");
@@ -270,7 +284,8 @@ class Exec final : public Program {
   explicit Exec(std::vector<std::string> argv) : Program("exec", std::move(argv)) {}
 
  private:
-  // The program inherits this thread's mask (execve(2)), so a pending signal may meet its handler here just before.
+  // The program inherits this thread's mask (execve(2)), so a pending signal may meet its handler here just
+  // before.
   Outcome act(const ActionContext& context) const override {
     sigset_t before;
     ::pthread_sigmask(SIG_SETMASK, &context.program_mask, &before);
@@ -286,7 +301,8 @@ class Sleep final : public Step {
   explicit Sleep(std::chrono::nanoseconds duration)
       : Step("sleep:" + detail::duration_text(duration)), duration_(duration) {
     if (duration < duration.zero() || duration > detail::kLongestSleep)
-      error_ = invalid("a sleep of " + detail::duration_text(duration) + "; expected between 0 and 100 years");
+      error_ =
+          invalid("a sleep of " + detail::duration_text(duration) + "; expected between 0 and 100 years");
   }
 
  private:
@@ -303,7 +319,8 @@ class Code : public Step {
 
 class Call final : public Code {
  public:
-  explicit Call(std::function<Verdict(const Event&)> function) : Code("call"), function_(std::move(function)) {
+  explicit Call(std::function<Verdict(const Event&)> function)
+      : Code("call"), function_(std::move(function)) {
     if (!function_) error_ = invalid("call: the function is empty; expected one that can be called");
   }
 
@@ -331,7 +348,8 @@ class Call final : public Code {
 class RequestStop final : public Code {
  public:
   explicit RequestStop(std::stop_source source) : Code("stop"), source_(std::move(source)) {
-    if (!source_.stop_possible()) error_ = invalid("stop: the stop_source has no state; expected one that can stop");
+    if (!source_.stop_possible())
+      error_ = invalid("stop: the stop_source has no state; expected one that can stop");
   }
 
  private:
@@ -354,7 +372,8 @@ class Notify final : public Step {
     char file[64] = "";
     const ssize_t length = ::readlink(link.c_str(), file, sizeof file);
     if (length < 0)
-      error_ = Error::from_errno(errno, "is " + descriptor(fd) + " an eventfd? Reading " + link + " (is /proc mounted?)");
+      error_ = Error::from_errno(
+          errno, "is " + descriptor(fd) + " an eventfd? Reading " + link + " (is /proc mounted?)");
     else if (std::string_view(file, static_cast<std::size_t>(length)) != "anon_inode:[eventfd]")
       error_ = invalid(descriptor(fd) + " is " + std::string(file, static_cast<std::size_t>(length)) +
                        "; expected an eventfd");
@@ -362,9 +381,9 @@ class Notify final : public Step {
   }
 
  private:
-  // All of Linux' anonymous files share one inode, so another eventfd under this number cannot be told from the
-  // first; a socket or a file is never written to. Whoever is not ready to be written to, or full, has unread
-  // notifications: not waiting for it loses nothing. Off Linux it may be the writing end of a pipe.
+  // All of Linux' anonymous files share one inode, so another eventfd under this number cannot be told from
+  // the first; a socket or a file is never written to. Whoever is not ready to be written to, or full, has
+  // unread notifications: not waiting for it loses nothing. Off Linux it may be the writing end of a pipe.
   Outcome act(const ActionContext&) const override {
     const std::string what = "notifying " + descriptor(fd_);
     if (detail::file_identity(fd_) != identity_)
@@ -376,7 +395,8 @@ class Notify final : public Step {
       return Outcome::failed({std::make_error_code(std::errc::broken_pipe), what + ": nobody can read it"});
     if ((out.revents & POLLOUT) == 0) return Outcome::proceed();
     const std::uint64_t one = 1;
-    return called(::write(fd_, &one, sizeof one) == static_cast<ssize_t>(sizeof one) || errno == EAGAIN, what);
+    return called(::write(fd_, &one, sizeof one) == static_cast<ssize_t>(sizeof one) || errno == EAGAIN,
+                  what);
   }
 
   const int fd_;

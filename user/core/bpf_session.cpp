@@ -358,7 +358,8 @@ std::vector<Feature> BpfSession::probe() {
       btf.error() == 0 ? kBtfFile : Error::from_errno(btf.error(), kBtfFile).message(),
       "a kernel with CONFIG_DEBUG_INFO_BTF, as the distributions build it");
   const std::string missing = missing_capabilities();
-  add("capabilities", missing.empty(), missing.empty() ? "CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN" : "missing: " + missing,
+  add("capabilities", missing.empty(),
+      missing.empty() ? "CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN" : "missing: " + missing,
       "run as root, or setcap cap_bpf,cap_perfmon,cap_net_admin+ep PROGRAM");
   for (const auto& [name, what, since] :
        {std::tuple{"inet_sock_set_state", "every end of a connection", "4.16"},

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <sockalarm/diagnostics.h>
-
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sockalarm/diagnostics.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -73,11 +72,13 @@ std::optional<SocketAddress> name_of(int fd, NameOf ask) {
 
 #if SOCKALARM_LINUX
 std::string tcp_state(int fd) {
-  constexpr std::array<const char*, 13> kStates = {"",          "ESTABLISHED", "SYN_SENT",   "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT",
-                                                   "CLOSE",     "CLOSE_WAIT",  "LAST_ACK",   "LISTEN",   "CLOSING",   "NEW_SYN_RECV"};
+  constexpr std::array<const char*, 13> kStates = {
+      "",      "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2",   "TIME_WAIT",
+      "CLOSE", "CLOSE_WAIT",  "LAST_ACK", "LISTEN",   "CLOSING",   "NEW_SYN_RECV"};
   tcp_info info{};
   socklen_t length = sizeof info;
-  if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) != 0 || info.tcpi_state >= kStates.size()) return {};
+  if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) != 0 || info.tcpi_state >= kStates.size())
+    return {};
   return kStates[info.tcpi_state];
 }
 #endif
@@ -117,7 +118,8 @@ class OtherProcess {
   Result<std::vector<DescriptorInfo>> table() const {
     std::error_code failed;
     std::vector<DescriptorInfo> table;
-    for (std::filesystem::directory_iterator entry(directory_, failed), end; !failed && entry != end; entry.increment(failed)) {
+    for (std::filesystem::directory_iterator entry(directory_, failed), end; !failed && entry != end;
+         entry.increment(failed)) {
       const auto fd = parse_number<int>(entry->path().filename().string());
       if (fd) table.push_back(describe(*fd, entry->path()));
     }
@@ -131,7 +133,7 @@ class OtherProcess {
     DescriptorInfo info;
     info.fd = fd;
     info.target = link_target(link);
-    struct stat status {};
+    struct stat status{};
     if (::stat(link.c_str(), &status) != 0) {
       info.kind = "gone";  // closed while we looked
     } else if (!S_ISSOCK(status.st_mode)) {
@@ -139,7 +141,8 @@ class OtherProcess {
     } else {
       info.kind = "socket";
 #if SOCKALARM_LINUX
-      if (const UniqueFd copy(static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd_.get(), fd, 0))); copy) describe_socket(copy.get(), info);
+      if (const UniqueFd copy(static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd_.get(), fd, 0))); copy)
+        describe_socket(copy.get(), info);
 #endif
     }
     return info;
@@ -152,12 +155,12 @@ class OtherProcess {
 }  // namespace
 
 bool is_socket(int fd) noexcept {
-  struct stat status {};
+  struct stat status{};
   return ::fstat(fd, &status) == 0 && S_ISSOCK(status.st_mode);
 }
 
 Result<DescriptorInfo> describe_descriptor(int fd) {
-  struct stat status {};
+  struct stat status{};
   if (::fstat(fd, &status) != 0) return fail(Error::from_errno(errno, "descriptor " + std::to_string(fd)));
   DescriptorInfo info;
   info.fd = fd;

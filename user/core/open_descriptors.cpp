@@ -20,12 +20,15 @@ Result<std::vector<int>> open_descriptors() {
     void operator()(DIR* directory) const { ::closedir(directory); }
   };
   const std::unique_ptr<DIR, CloseDirectory> directory(::opendir("/proc/self/fd"));
-  if (!directory) return fail(Error::from_errno(errno, "listing the open descriptors in /proc/self/fd (is /proc mounted?)"));
+  if (!directory)
+    return fail(
+        Error::from_errno(errno, "listing the open descriptors in /proc/self/fd (is /proc mounted?)"));
   std::vector<int> open;
   while (const dirent* entry = ::readdir(directory.get())) {
     int fd = -1;
     const char* const end = entry->d_name + std::strlen(entry->d_name);
-    if (std::from_chars(entry->d_name, end, fd).ptr == end && fd != ::dirfd(directory.get())) open.push_back(fd);
+    if (std::from_chars(entry->d_name, end, fd).ptr == end && fd != ::dirfd(directory.get()))
+      open.push_back(fd);
   }
   return open;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <sockalarm/result.h>
+
 #include <vector>
 
 namespace sockalarm::detail {

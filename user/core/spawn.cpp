@@ -44,7 +44,7 @@ namespace {
 
 // Only effective ids count when a program is executed; access(2) would ask with the real ones.
 int why_not_executable(const char* path) {
-  struct stat status {};
+  struct stat status{};
   if (::stat(path, &status) != 0) return errno;
   if (!S_ISREG(status.st_mode)) return EACCES;
   return ::faccessat(AT_FDCWD, path, X_OK, AT_EACCESS) == 0 ? 0 : errno;
@@ -58,8 +58,8 @@ std::string absolute(const std::string& path) {
 }
 
 Error not_found(int number, const std::string& name, const std::string& where) {
-  return {Errc::invalid_action,
-          Error::from_errno(number, "program '" + name + "'" + where).message() + "; expected an executable file"};
+  return {Errc::invalid_action, Error::from_errno(number, "program '" + name + "'" + where).message() +
+                                    "; expected an executable file"};
 }
 
 std::string search_path() {
@@ -81,13 +81,13 @@ struct Plan {
 
 SOCKALARM_IN_CHILD void default_signal_actions() {
 #if SOCKALARM_LINUX
-  // Straight to the kernel: sigaction(3) takes a lock for SIGABRT (glibc >= 2.41), which another thread of the
-  // parent might hold. All zero is SIG_DFL without flags in every architecture's struct kernel_sigaction.
+  // Straight to the kernel: sigaction(3) takes a lock for SIGABRT (glibc >= 2.41), which another thread of
+  // the parent might hold. All zero is SIG_DFL without flags in every architecture's struct kernel_sigaction.
   static constexpr unsigned char kDefault[64]{};
   for (int signal = 1; signal < _NSIG; ++signal)
     ::syscall(SYS_rt_sigaction, signal, kDefault, nullptr, static_cast<std::size_t>(_NSIG / 8));
 #else
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_handler = SIG_DFL;
   for (int signal = 1; signal < NSIG; ++signal) ::sigaction(signal, &action, nullptr);
 #endif
@@ -133,8 +133,8 @@ SOCKALARM_IN_CHILD int first_child(void* argument) {
 }
 
 // Like vfork(2) twice, each child on a stack of its own: the calling thread stands still until the program is
-// executed, and what failed is simply in `plan`. No exit signal: no SIGCHLD, and no wait() of the program that
-// does not say __WALL sees the child (clone(2)).
+// executed, and what failed is simply in `plan`. No exit signal: no SIGCHLD, and no wait() of the program
+// that does not say __WALL sees the child (clone(2)).
 void start(Plan& plan) {
   const auto stacks = std::make_unique_for_overwrite<std::byte[]>(2 * kStackSize);
   std::byte* const first_stack = stacks.get() + kStackSize;  // stacks grow downwards
@@ -190,7 +190,8 @@ void start(Plan& plan) {
   while (::waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {
   }
   Plan::Report report{};
-  if (::read(read_end.get(), &report, sizeof report) == static_cast<ssize_t>(sizeof report)) plan.report = report;
+  if (::read(read_end.get(), &report, sizeof report) == static_cast<ssize_t>(sizeof report))
+    plan.report = report;
 }
 
 #endif
@@ -211,7 +212,8 @@ class AllSignalsBlocked {
   sigset_t before_;
 };
 
-// Never waits: a pipe that poll(2) calls writable takes PIPE_BUF bytes, and one without a reader is not written to.
+// Never waits: a pipe that poll(2) calls writable takes PIPE_BUF bytes, and one without a reader is not
+// written to.
 void complain(const Error& error) {
   const std::string line = ("sockalarm: " + error.message()).substr(0, _POSIX_PIPE_BUF - 1) + "\n";
   pollfd out{STDERR_FILENO, POLLOUT, 0};
@@ -222,7 +224,8 @@ void complain(const Error& error) {
 }  // namespace
 
 Result<std::string> find_program(const std::string& name) {
-  if (name.empty()) return fail(Error(Errc::invalid_action, "the program's name is empty; expected an executable file"));
+  if (name.empty())
+    return fail(Error(Errc::invalid_action, "the program's name is empty; expected an executable file"));
   if (name.find('/') != std::string::npos) {
     if (const int why = why_not_executable(name.c_str())) return fail(not_found(why, name, ""));
     return absolute(name);
@@ -231,7 +234,8 @@ Result<std::string> find_program(const std::string& name) {
   int why = ENOENT;
   for (std::string_view rest = path;;) {
     const auto end = rest.find(':');
-    const std::string directory(end == 0 || rest.empty() ? "." : rest.substr(0, end));  // empty: here (execvp(3))
+    const std::string directory(end == 0 || rest.empty() ? "."
+                                                         : rest.substr(0, end));  // empty: here (execvp(3))
     const std::string candidate = directory + "/" + name;
     const int reason = why_not_executable(candidate.c_str());
     if (reason == 0) return absolute(candidate);

@@ -14,7 +14,9 @@ class FakeRing {
  public:
   static constexpr std::size_t kPage = 4096, kSize = 4096;
 
-  RingReader reader() { return {&consumer_, reinterpret_cast<const std::uint64_t*>(memory_.data()), kPage, kSize}; }
+  RingReader reader() {
+    return {&consumer_, reinterpret_cast<const std::uint64_t*>(memory_.data()), kPage, kSize};
+  }
 
   // Writes 4 bytes to a place in the data and its mirror.
   void write_header(std::uint64_t position, std::uint32_t word) { write(position, &word, sizeof word); }
@@ -24,7 +26,8 @@ class FakeRing {
       memory_[kPage + at] = memory_[kPage + kSize + at] = static_cast<const std::byte*>(bytes)[i];
     }
   }
-  std::uint64_t push(std::uint64_t cookie, std::uint32_t flags = 0, std::uint32_t length = sizeof(sockalarm_record)) {
+  std::uint64_t push(std::uint64_t cookie, std::uint32_t flags = 0,
+                     std::uint32_t length = sizeof(sockalarm_record)) {
     sockalarm_record record{};
     record.cookie = cookie;
     write_header(produced_, length | flags);
