@@ -311,6 +311,7 @@ void serve_by_socat(const std::string& source) {
 }
 
 TEST(CliSocatTest, Epoll) { serve_by_socat("epoll"); }
+#if SOCKALARM_BPF
 TEST(CliSocatTest, Kernel) {
   if (const auto watcher = make_watcher(SourceKind::kernel); !watcher) {
     ASSERT_FALSE(kernel_required()) << watcher.error().message();
@@ -318,6 +319,7 @@ TEST(CliSocatTest, Kernel) {
   }
   serve_by_socat("kernel");
 }
+#endif
 
 std::string output_of(const std::string& command) {
   std::FILE* pipe = ::popen((command + " 2>&1").c_str(), "re");

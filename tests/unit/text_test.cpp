@@ -38,11 +38,14 @@ TEST(EventTextTest, UnknownWordIsNamed) {
 
 TEST(AddressTextTest, RoundTrip) {
   for (const char* text : {"127.0.0.1:3306", "[::1]:80", "[fe80::1%lo]:443", "unix:/run/db.sock",
-                           "unix:@abstract", "unix:", "0.0.0.0:0"}) {
+                           "unix:", "0.0.0.0:0"}) {
     const auto parsed = SocketAddress::parse(text);
     ASSERT_TRUE(parsed) << text << ": " << parsed.error().message();
     EXPECT_EQ(to_string(*parsed), text);
   }
+#if SOCKALARM_LINUX
+  EXPECT_EQ(to_string(*SocketAddress::parse("unix:@abstract")), "unix:@abstract");
+#endif
   EXPECT_EQ(*SocketAddress::parse("127.0.0.1:80"), *SocketAddress::parse("[::ffff:127.0.0.1]:80"));
   EXPECT_FALSE(*SocketAddress::parse("127.0.0.1:80") == *SocketAddress::parse("127.0.0.1:81"));
 }

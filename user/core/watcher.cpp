@@ -165,7 +165,9 @@ Result<Alarm> Watch::arm(ActionChain chain, ArmOptions options) const {
 }
 
 Result<Alarm> Watch::arm(ArmOptions options) const {
-  static const ActionChain chain{send_signal(SIGALRM)};
+  // Off Linux a thread cannot be named by number, so there the process gets it.
+  static const ActionChain chain{
+      send_signal(SIGALRM, SOCKALARM_LINUX ? SignalTarget::arming_thread : SignalTarget::process)};
   return arm(chain, options);
 }
 

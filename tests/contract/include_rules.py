@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Who may include whom. include_rules.py REPOSITORY [--self-test]"""
+import pathlib
+import re
+import sys
+import tempfile
+
+# (files, what their includes may not match, why)
+RULES = [
+    (r"include/", r"^(?!(sockalarm/|tl/expected\.hpp$|sys/|netinet/|[a-z_]+$|[a-z]+\.h$))", "public headers stand alone"),
+    (r"user/base/", r"^(core|cli|bpf)/", "base is the lowest room"),
+    (r"user/core/", r"^cli/", "the library does not know the tool"),
+    (r"user/core/(?!bpf_session\.cpp)", r"^(bpf/|sockalarm\.skel\.h|cap-ng\.h)", "only bpf_session knows libbpf"),
+    (r"user/core/(?!(bpf_session\.cpp|ring_reader\.(h|cpp)|watch_state\.h))", r"^sockalarm_abi\.h$", "the record layout is the business of bpf_session, ring_reader and watch_state"),
+    (r"user/core/poll_source\.cpp", r"^(linux/|sys/(epoll|eventfd|timerfd|signalfd|inotify|prctl|syscall)\.h)", "the poll source is plain POSIX"),
+    (r"user/cli/", r"^core/", "the tool uses the public promise"),
+    (r"(include|user|bpf|tests)/", r"^\.\./", "includes are given from their root"),
+]
+FIRST_LINES = re.compile(r"SPDX-License-Identifier: ")
+
+
+def violations(root):
+    found = []
+    files = [f for top in ("include", "user", "bpf", "tests", "examples", "vmtests", "scripts", "cmake", ".ci")
+             for f in sorted((root / top).rglob("*")) if f.is_file() and f.suffix not in (".svg", ".json", ".md")]
+    for file in files:
+        name = file.relative_to(root).as_posix()
+        text = file.read_text()
+        if not FIRST_LINES.search(text[:300]):
+            found.append(f"{name}: no SPDX-License-Identifier in its first lines")
+        if file.suffix not in (".h", ".cpp", ".c"):
+            continue
+        for included in re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', text, re.MULTILINE):
+            for files_rule, forbidden, why in RULES:
+                if re.match(files_rule, name) and re.match(forbidden, included):
+                    found.append(f"{name} includes {included}: {why}")
+    return found
+
+
+def self_test():
+    planted = {"include/sockalarm/a.h": "core/core.h", "user/base/a.h": "core/core.h", "user/core/a.cpp": "bpf/libbpf.h",
+               "user/core/b.cpp": "sockalarm_abi.h", "user/core/poll_source.cpp": "sys/epoll.h", "user/cli/a.cpp": "core/core.h",
+               "user/core/c.cpp": "cli/commands.h", "tests/a.cpp": "../x.h"}
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder)
+        for name, included in planted.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(f'// SPDX-License-Identifier: x\n#include "{included}"\n')
+        (root / "examples").mkdir()
+        (root / "examples/bare.cpp").write_text("int main() {}\n")
+        found = violations(root)
+    missed = [name for name in [*planted, "examples/bare.cpp"] if not any(v.startswith(name) for v in found)]
+    if missed:
+        sys.exit("the rules miss what was planted in " + ", ".join(missed))
+
+
+if "--self-test" in sys.argv:
+    self_test()
+else:
+    all_found = violations(pathlib.Path(sys.argv[1]))
+    print("\n".join(all_found) or "the include rules hold")
+    sys.exit(1 if all_found else 0)
