@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A server with a thread for each request, whose handler blocks: here in nanosleep(2), elsewhere in a database. When
-// the client leaves, a signal gets the thread out of its system call, and a program cleans up.
+// A server with a thread for each request, whose handler blocks: here in nanosleep(2), elsewhere in a
+// database. When the client leaves, a signal gets the thread out of its system call, and a program cleans up.
 //
 //   blocking_server [PORT [kernel|epoll|poll]]      curl --max-time 1 http://127.0.0.1:PORT/
 #include <sockalarm/sockalarm.h>
@@ -42,7 +42,7 @@ void handle(const sockalarm::Watcher& watcher, int client) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  struct sigaction interrupt {};
+  struct sigaction interrupt{};
   interrupt.sa_handler = [](int) {};  // without SA_RESTART: its only purpose is EINTR
   ::sigaction(SIGALRM, &interrupt, nullptr);
 

@@ -21,7 +21,8 @@ inline void say(const std::string& text) {
   tm local{};
   ::localtime_r(&now.tv_sec, &local);
   char clock[32];
-  std::snprintf(clock, sizeof clock, "%02d:%02d:%02d.%06ld ", local.tm_hour, local.tm_min, local.tm_sec, static_cast<long>(now.tv_usec));
+  std::snprintf(clock, sizeof clock, "%02d:%02d:%02d.%06ld ", local.tm_hour, local.tm_min, local.tm_sec,
+                static_cast<long>(now.tv_usec));
   const std::string line = clock + text + "\n";
   [[maybe_unused]] const ssize_t n = ::write(STDOUT_FILENO, line.data(), line.size());
 }
@@ -41,7 +42,8 @@ inline int listen_on_loopback(int port, sockaddr_in* chosen = nullptr) {
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   address.sin_port = htons(static_cast<in_port_t>(port));
   socklen_t length = sizeof address;
-  if (::bind(listener, reinterpret_cast<sockaddr*>(&address), length) != 0 || ::listen(listener, 64) != 0) give_up("cannot listen");
+  if (::bind(listener, reinterpret_cast<sockaddr*>(&address), length) != 0 || ::listen(listener, 64) != 0)
+    give_up("cannot listen");
   ::getsockname(listener, reinterpret_cast<sockaddr*>(&address), &length);
   if (chosen != nullptr)
     *chosen = address;

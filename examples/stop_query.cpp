@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// The client leaves, and the query that ran for it ends, not only the wait for its result. The chain asks the database
-// to kill the query, as "mysql -e 'kill 42'" would; if that did not help within a second, it cuts the connection.
+// The client leaves, and the query that ran for it ends, not only the wait for its result. The chain asks the
+// database to kill the query, as "mysql -e 'kill 42'" would; if that did not help within a second, it cuts
+// the connection.
 //
 // The database is a stand-in: it answers "query" never, and "kill N" by ending query N.
 //
 //   stop_query [PORT]      curl --max-time 1 http://127.0.0.1:PORT/
 #include <sockalarm/sockalarm.h>
 
+#include <map>
 #include <mutex>
 #include <thread>
-#include <map>
 
 #include "common.h"
 
@@ -63,7 +64,8 @@ class Database {
 
 int connect_to(const sockaddr_in& address) {
   const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) give_up("cannot reach the database");
+  if (::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
+    give_up("cannot reach the database");
   return fd;
 }
 
