@@ -134,7 +134,8 @@ class Watch {
   // Arm a chain for the calling thread. If a wanted event has happened already it fires at once.
   // Errors: the chain's own error(), invalid_events, inert_after_fork, stopped.
   [[nodiscard]] Result<Alarm> arm(ActionChain chain, ArmOptions options = {}) const;
-  [[nodiscard]] Result<Alarm> arm(ArmOptions options = {}) const;  // the default action: send_signal(SIGALRM)
+  [[nodiscard]] Result<Alarm> arm(
+      ArmOptions options = {}) const;  // send_signal(SIGALRM); off Linux to the process
 
   // Stopped when one of `on` happens; every call returns the same token's state, the first call's `on`
   // counts. Empty (never stopped) where arming fails: after fork() or when the Watcher is gone.

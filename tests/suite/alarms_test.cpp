@@ -236,6 +236,26 @@ TEST_P(AlarmsTest, OneSocketWatchedTwiceAndThroughADup) {
 #endif
 }
 
+// Each alarm shuts the socket down that the next one waits for.
+TEST_P(AlarmsTest, Cascade) {
+  SOCKALARM_WATCHER(watcher, GetParam());
+  constexpr std::size_t kDepth = 10;
+  std::vector<Connection> connections(kDepth);
+  for (Connection& connection : connections) connection = tcp_pair();
+  Journal journal;
+  std::vector<Watch> watches;
+  std::vector<Alarm> alarms;
+  for (std::size_t i = 0; i < kDepth; ++i) {
+    watches.push_back(watcher.watch(connections[i].ours.get()).value());
+    const Action next =
+        i + 1 < kDepth ? shutdown_both(connections[i + 1].peer.get()) : journal.entry("the last");
+    alarms.push_back(watches.back().arm(next).value());
+  }
+  connections[0].peer.reset();
+  ASSERT_TRUE(journal.wait_for(1));
+  for (const Alarm& alarm : alarms) EXPECT_TRUE(eventually([&] { return alarm.finished(); }));
+}
+
 TEST_P(AlarmsTest, AlarmOutlivesItsWatch) {
   SOCKALARM_WATCHER(watcher, GetParam());
   Connection connection = tcp_pair();

@@ -242,7 +242,10 @@ class Runner {
   }
 
   // The command has ended, and if we ended it, so has all that it started.
-  bool over() const { return command_->ended() && !(left_ && command_->has_descendants()); }
+  // What cannot be killed (another user's) is left after some attempts.
+  bool over() const {
+    return command_->ended() && !(left_ && command_->has_descendants() && kills_ < kMostKills);
+  }
 
   void wait() {
     pollfd entries[] = {{signals_.get(), POLLIN, 0}, {mailbox_.fd(), POLLIN, 0}};
@@ -277,6 +280,7 @@ class Runner {
 
   void kill() {
     tell("signal", {{"signal", "KILL"}}, "sending KILL");
+    ++kills_;
     killed_ = killed_ || !command_->ended();
     command_->signal_all(SIGKILL);
     kill_at_ = Clock::now() + 50ms;  // again, for what was started in between
@@ -304,6 +308,8 @@ class Runner {
   std::optional<Event> left_;
   std::optional<Clock::time_point> kill_at_;
   bool killed_ = false;
+  static constexpr int kMostKills = 20;
+  int kills_ = 0;
 };
 
 int run_command(const RunOptions& options) {

@@ -15,6 +15,7 @@
 #include <cerrno>
 #include <cstdarg>
 #include <fstream>
+#include <mutex>
 #include <optional>
 #include <sstream>
 #include <tuple>
@@ -60,11 +61,14 @@ class LibbpfMessages {
   }
 
   static thread_local LibbpfMessages* current_;
-  static libbpf_print_fn_t previous_;
-  libbpf_print_fn_t before_;
+  static std::mutex mutex_;
+  static libbpf_print_fn_t
+      previous_;  // set under the mutex; read by libbpf's callers in any thread meanwhile
+  const std::lock_guard<std::mutex> lock_;
   std::string last_;
 };
 thread_local LibbpfMessages* LibbpfMessages::current_ = nullptr;
+std::mutex LibbpfMessages::mutex_;
 libbpf_print_fn_t LibbpfMessages::previous_ = nullptr;
 
 // Memory shared with the kernel.

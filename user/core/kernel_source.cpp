@@ -39,7 +39,8 @@ class KernelSource final : public Source {
     control.state = Control::State::idle;
     shared(state.control).store(control.pack());
     shared(state.seen).store(std::uint64_t{generation} << 32);
-    if (auto enrolled = session_->enroll(socket.cookie, slot, generation); !enrolled) return enrolled;
+    // Out of memory for it, say: the socket is watched all the same.
+    if (!session_->enroll(socket.cookie, slot, generation)) return epoll_->add(socket);
     free_slots_.pop_front();
     socket.state = &state;
     socket.slot = slot;
