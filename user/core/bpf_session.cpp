@@ -32,16 +32,16 @@ constexpr std::uint32_t kClient = 0;  // this process; the registry's `client` c
 constexpr const char* kBtfFile = "/sys/kernel/btf/vmlinux";
 
 // Collects what libbpf says in this thread while it lives. libbpf's print function is global to the process,
-// so other threads' messages go where they went before.
+// so other threads' messages go where they went before, and there is one collector at a time.
 class LibbpfMessages {
  public:
-  LibbpfMessages() : before_(libbpf_set_print(&LibbpfMessages::print)) {
-    previous_ = before_;
+  LibbpfMessages() : lock_(mutex_) {
+    previous_ = libbpf_set_print(&LibbpfMessages::print);
     current_ = this;
   }
   ~LibbpfMessages() {
     current_ = nullptr;
-    libbpf_set_print(before_);
+    libbpf_set_print(previous_);
   }
   LibbpfMessages(const LibbpfMessages&) = delete;
   LibbpfMessages& operator=(const LibbpfMessages&) = delete;
