@@ -44,15 +44,17 @@ class Mailbox {
   int fd() const noexcept { return bell_.get(); }
 
   void send(Letter letter) {
-    const std::lock_guard lock(mutex_);
-    letters_.push_back(letter);
+    {
+      const std::lock_guard lock(mutex_);
+      letters_.push_back(letter);
+    }
     const std::uint64_t one = 1;
     [[maybe_unused]] const ssize_t n = ::write(bell_.get(), &one, sizeof one);
   }
   std::deque<Letter> take() {
-    const std::lock_guard lock(mutex_);
-    std::uint64_t count = 0;
+    std::uint64_t count = 0;  // before the letters: one that comes in between rings again
     [[maybe_unused]] const ssize_t n = ::read(bell_.get(), &count, sizeof count);
+    const std::lock_guard lock(mutex_);
     return std::exchange(letters_, {});
   }
 
@@ -184,7 +186,7 @@ class Runner {
     auto command =
         Command::start({.argv = options_.command, .own_group = !options_.foreground, .mask = mask_});
     if (!command) return cannot_start(command.error());
-    command_.emplace(std::move(*command));
+    command_.emplace(*command);
     tell("start", {{"pid", command_->pid()}, {"fd", plan_.fd}, {"source", to_string(watch->source())}},
          "watching descriptor " + std::to_string(plan_.fd) + ", running process " +
              std::to_string(command_->pid()));

@@ -112,14 +112,15 @@ class KillProcess final : public Step {
   void find_process() {
     const std::string what = "process " + std::to_string(pid_);
 #if SOCKALARM_LINUX && defined(SYS_pidfd_open)
-    pidfd_.reset(static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0U)));
-    if (pidfd_) return;
-    if (errno == ESRCH)
-      error_ = invalid_errno(errno, what);
-    else if (errno == EINVAL)
-      error_ = invalid_errno(errno, what + ": expected the id of a process, not of a thread");
-    else if (errno != ENOSYS && errno != EPERM)
-      error_ = Error::from_errno(errno, what + ": pidfd_open");
+    const auto opened = static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0U));
+    const int why = errno;
+    if (opened >= 0) return pidfd_.reset(opened);
+    if (why == ESRCH)
+      error_ = invalid_errno(why, what);
+    else if (why == EINVAL)
+      error_ = invalid_errno(why, what + ": expected the id of a process, not of a thread");
+    else if (why != ENOSYS && why != EPERM)
+      error_ = Error::from_errno(why, what + ": pidfd_open");
     if (error_) return;
     // Linux < 5.3 (ENOSYS), or a sandbox that does not know the call (EPERM).
 #endif
@@ -199,10 +200,9 @@ class ToPeer final : public Step {
  public:
   ToPeer(const Deed& deed, const SocketAddress& peer)
       : Step(deed_text(deed, detail::quote_word(to_string(peer)))), deed_(deed), peer_(peer) {
-    if (!(peer == peer))
+    if (peer.family() != AF_INET && peer.family() != AF_INET6 && peer.family() != AF_UNIX)
       error_ = invalid("a peer with address " + to_string(peer) + "; expected IPv4, IPv6 or AF_UNIX");
-    else if (to_string(peer) ==
-             "unix:")  // the peer of every accepted AF_UNIX connection and every socketpair
+    else if (to_string(peer) == "unix:")  // as of every accepted AF_UNIX connection and every socketpair
       error_ = invalid("an unnamed AF_UNIX peer cannot be told from others; expected a path or @name");
   }
 

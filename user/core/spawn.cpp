@@ -234,9 +234,8 @@ Result<std::string> find_program(const std::string& name) {
   int why = ENOENT;
   for (std::string_view rest = path;;) {
     const auto end = rest.find(':');
-    const std::string directory(end == 0 || rest.empty() ? "."
-                                                         : rest.substr(0, end));  // empty: here (execvp(3))
-    const std::string candidate = directory + "/" + name;
+    std::string candidate(end == 0 || rest.empty() ? "." : rest.substr(0, end));  // empty: here (execvp(3))
+    candidate.append("/").append(name);
     const int reason = why_not_executable(candidate.c_str());
     if (reason == 0) return absolute(candidate);
     if (reason == EACCES) why = EACCES;  // says more than that it is not elsewhere
