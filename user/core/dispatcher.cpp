@@ -42,13 +42,14 @@ void Dispatcher::stop() noexcept {
 void Dispatcher::abandon() noexcept { stopping_.store(true); }
 
 void Dispatcher::post(Job job) {
-  bool first = false;
+  bool taken = false, first = false;
   {
     const std::lock_guard lock(mutex_);
-    if (over_) return job.alarm->cut_short();
+    taken = !over_;
     first = jobs_.empty();
-    jobs_.push_back(std::move(job));
+    if (taken) jobs_.push_back(job);
   }
+  if (!taken) return job.alarm->cut_short();
   if (first && !on_this_thread()) source_.wake();
 }
 
