@@ -63,8 +63,9 @@ TEST(PrivilegesTest, WithoutAnyTheChoiceIsEpollAndTheReasonIsNamed) {
 TEST(PrivilegesTest, WithoutNetAdminTheKernelSourceWorksByTheOtherHook) {
   EXPECT_TRUE(in_child([] {
     capng_get_caps_process();
-    for (const unsigned dropped : {CAP_NET_ADMIN, CAP_SYS_ADMIN})
-      capng_update(CAPNG_DROP, static_cast<capng_type_t>(CAPNG_EFFECTIVE | CAPNG_PERMITTED), dropped);
+    for (const int dropped : {CAP_NET_ADMIN, CAP_SYS_ADMIN})
+      capng_update(CAPNG_DROP, static_cast<capng_type_t>(CAPNG_EFFECTIVE | CAPNG_PERMITTED),
+                   static_cast<unsigned>(dropped));
     if (!check(capng_apply(CAPNG_SELECT_CAPS) == 0, "capabilities dropped")) return false;
     const auto watcher = make_watcher(SourceKind::kernel);
     if (!check(watcher.has_value(), watcher ? "" : watcher.error().message())) return false;
@@ -75,8 +76,9 @@ TEST(PrivilegesTest, WithoutNetAdminTheKernelSourceWorksByTheOtherHook) {
 TEST(PrivilegesTest, WithoutBpfTheMissingCapabilityIsNamed) {
   EXPECT_TRUE(in_child([] {
     capng_get_caps_process();
-    for (const unsigned dropped : {CAP_BPF, CAP_SYS_ADMIN})
-      capng_update(CAPNG_DROP, static_cast<capng_type_t>(CAPNG_EFFECTIVE | CAPNG_PERMITTED), dropped);
+    for (const int dropped : {CAP_BPF, CAP_SYS_ADMIN})
+      capng_update(CAPNG_DROP, static_cast<capng_type_t>(CAPNG_EFFECTIVE | CAPNG_PERMITTED),
+                   static_cast<unsigned>(dropped));
     capng_apply(CAPNG_SELECT_CAPS);
     const auto watcher = make_watcher(SourceKind::kernel);
     return check(!watcher, "refused") &&
