@@ -178,10 +178,14 @@ static __always_inline __u32 event_of_transition(const struct sock* sk, int old_
   return 0;  // our own side connecting, closing or disconnecting: no news of the peer
 }
 
-// Hook: tracepoint inet_sock_set_state (4.16), in every change of a TCP socket's state; decides every end of
-// a connection. sk_err is already set. Must not read anything of the current task, nor sleep.
-SEC("?tp_btf/inet_sock_set_state")
-int BPF_PROG(on_set_state, const struct sock* sk, int old_state, int new_state) {
+// Twins. A program on a tracepoint is not entered again while it runs on the same CPU (bpf_trace_run(),
+// since 6.1): a softirq that interrupts it in a task, and reports another socket, would find it busy and its
+// event would be lost. So these programs exist twice and both are attached: they run one after the other, a
+// softirq can interrupt only one of them, and the other takes its event. More than two levels there are not:
+// softirqs do not interrupt each other, and tasks do not preempt each other inside a tracepoint. Whoever
+// comes second finds the event in `seen` already.
+
+static __always_inline int state_changed(const struct sock* sk, int old_state, int new_state) {
   __u64 cookie = sk->__sk_common.skc_cookie.counter;
   if (!cookie) return 0;
   struct sockalarm_registration* where = bpf_map_lookup_elem(&registry, &cookie);
@@ -193,11 +197,18 @@ int BPF_PROG(on_set_state, const struct sock* sk, int old_state, int new_state) 
   return 0;
 }
 
-// Hook: tracepoint inet_sk_error_report (5.14), when an error is handed to the socket's owner. Wanted only
-// for the errors that leave the state alone (an ICMP error with IP_RECVERR); where a CLOSE follows (some
-// kernels report before it) it is the same news. A failing connect() is left to on_set_state.
-SEC("?tp_btf/inet_sk_error_report")
-int BPF_PROG(on_error_report, const struct sock* sk) {
+// Hook: tracepoint inet_sock_set_state (4.16), in every change of a TCP socket's state; decides every end of
+// a connection. sk_err is already set. Must not read anything of the current task, nor sleep.
+SEC("?tp_btf/inet_sock_set_state")
+int BPF_PROG(on_set_state, const struct sock* sk, int old_state, int new_state) {
+  return state_changed(sk, old_state, new_state);
+}
+SEC("?tp_btf/inet_sock_set_state")
+int BPF_PROG(on_set_state_twin, const struct sock* sk, int old_state, int new_state) {
+  return state_changed(sk, old_state, new_state);
+}
+
+static __always_inline int error_reported(const struct sock* sk) {
   __u64 cookie = sk->__sk_common.skc_cookie.counter;
   if (!cookie) return 0;
   struct sockalarm_registration* where = bpf_map_lookup_elem(&registry, &cookie);
@@ -213,6 +224,14 @@ int BPF_PROG(on_error_report, const struct sock* sk) {
   report(where, &news);
   return 0;
 }
+
+// Hook: tracepoint inet_sk_error_report (5.14), when an error is handed to the socket's owner. Wanted only
+// for the errors that leave the state alone (an ICMP error with IP_RECVERR); where a CLOSE follows (some
+// kernels report before it) it is the same news. A failing connect() is left to on_set_state.
+SEC("?tp_btf/inet_sk_error_report")
+int BPF_PROG(on_error_report, const struct sock* sk) { return error_reported(sk); }
+SEC("?tp_btf/inet_sk_error_report")
+int BPF_PROG(on_error_report_twin, const struct sock* sk) { return error_reported(sk); }
 
 static __always_inline void forget(__u64 cookie) {
   struct sockalarm_registration* where = bpf_map_lookup_elem(&registry, &cookie);

@@ -25,6 +25,20 @@ namespace sockalarm::test {
 // A connection: `ours` is watched, `peer` is the one that leaves.
 struct Connection {
   UniqueFd ours, peer;
+
+  Connection() = default;
+  Connection(UniqueFd watched, UniqueFd leaving) : ours(std::move(watched)), peer(std::move(leaving)) {}
+  Connection(Connection&&) = default;
+  Connection& operator=(Connection&&) = default;
+  ~Connection() { abandon(); }
+
+  // Ends with a reset, so that no TIME_WAIT of a minute stays behind: storms would use up all ports else.
+  void abandon() {
+    const linger hard{1, 0};
+    if (ours) ::setsockopt(ours.get(), SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
+    ours.reset();
+    peer.reset();
+  }
 };
 
 struct Listener {
@@ -64,6 +78,10 @@ inline Listener listen_on(int family, int backlog = 64, int protocol = 0, const 
 inline UniqueFd connect_to(const Listener& listener, int protocol = 0) {
   UniqueFd fd(::socket(listener.address.ss_family, SOCK_STREAM | SOCK_CLOEXEC, protocol));
   require(bool(fd), "socket");
+  // So that its port, in TIME_WAIT for a minute after it closed, can be bound by a later listener: the storms
+  // would use up all ports else.
+  const int on = 1;
+  ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
   require(::connect(fd.get(), reinterpret_cast<const sockaddr*>(&listener.address), listener.length) == 0,
           "connect");
   return fd;

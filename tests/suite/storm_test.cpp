@@ -111,7 +111,13 @@ void storm(const Watcher& watcher, std::size_t count, bool hold = false) {
   peers.kill();
   const auto died = std::chrono::steady_clock::now();
   if (hold) release.count_down();
-  ASSERT_TRUE(eventually([&] { return total.load() >= count; })) << total.load() << " of " << count;
+  ASSERT_TRUE(eventually([&] { return total.load() >= count; }))
+      << total.load() << " of " << count << "; the peers that are seen to have left: "
+      << std::count_if(watches.begin(), watches.end(), [](const Watch& w) { return w.peer_gone(); })
+      << "; connections that TCP takes for established: "
+      << std::count_if(watches.begin(), watches.end(), [](const Watch& w) {
+           return describe_descriptor(w.fd()).value().state == "ESTABLISHED";
+         });
   const auto all_fired = std::chrono::steady_clock::now();
   ASSERT_TRUE(eventually(
       [&] { return std::none_of(alarms.begin(), alarms.end(), [](const Alarm& a) { return a.active(); }); }));
@@ -202,7 +208,8 @@ class RandomWalk {
   };
 
   void open(Scene& scene) {
-    scene.connection = tcp_pair();
+    scene.connection.peer = connect_to(listener_);
+    scene.connection.ours = accept_from(listener_);
     scene.gone = scene.armed = false;
     scene.watch.emplace(watcher_.watch(scene.connection.ours.get()).value());
   }
@@ -256,7 +263,7 @@ class RandomWalk {
     scene.alarm.reset();
     scene.watch.reset();
     EXPECT_EQ(scene.fired.load(), scene.expected);
-    scene.connection = {};
+    scene.connection.abandon();
     scene.fired = scene.expected = 0;
   }
 
@@ -281,6 +288,7 @@ class RandomWalk {
   }
 
   const Watcher& watcher_;
+  const Listener listener_ = listen_on(AF_INET);
   std::mt19937 random_;
   std::vector<Scene> scenes_;
 };

@@ -230,8 +230,11 @@ class LoadedSession final : public BpfSession {
     if (!btf.has_tracepoint("inet_sock_set_state"))
       return fail(
           Error(Errc::unsupported, "this kernel has no tracepoint inet_sock_set_state (Linux >= 4.16)"));
+    const bool reports_errors = btf.has_tracepoint("inet_sk_error_report");
     bpf_program__set_autoload(skeleton_->progs.on_set_state, true);
-    bpf_program__set_autoload(skeleton_->progs.on_error_report, btf.has_tracepoint("inet_sk_error_report"));
+    bpf_program__set_autoload(skeleton_->progs.on_set_state_twin, true);
+    bpf_program__set_autoload(skeleton_->progs.on_error_report, reports_errors);
+    bpf_program__set_autoload(skeleton_->progs.on_error_report_twin, reports_errors);
     bpf_program__set_autoload(skeleton_->progs.on_destroy, btf.has_tracepoint("tcp_destroy_sock"));
     bpf_program__set_autoload(skeleton_->progs.on_read, btf.has_tracepoint("tcp_rcv_space_adjust"));
     bpf_program__set_autoload(skeleton_->progs.on_release, with_release);
@@ -278,14 +281,16 @@ class LoadedSession final : public BpfSession {
       else if (!release)
         return fail(release.error());
     }
-    if (bpf_program__fd(skeleton_->progs.on_error_report) >= 0) {
-      auto errors = attach(skeleton_->progs.on_error_report, "inet_sk_error_report");
-      if (!errors) return fail(errors.error());
-      links_.push_back(std::move(*errors));
+    const auto& programs = skeleton_->progs;
+    for (const auto& [program, hook] : {std::pair{programs.on_error_report, "inet_sk_error_report"},
+                                        std::pair{programs.on_error_report_twin, "inet_sk_error_report"},
+                                        std::pair{programs.on_set_state, "inet_sock_set_state"},
+                                        std::pair{programs.on_set_state_twin, "inet_sock_set_state"}}) {
+      if (bpf_program__fd(program) < 0) continue;  // not in this kernel
+      auto link = attach(program, hook);
+      if (!link) return fail(link.error());
+      links_.push_back(std::move(*link));
     }
-    auto states = attach(skeleton_->progs.on_set_state, "inet_sock_set_state");
-    if (!states) return fail(states.error());
-    links_.push_back(std::move(*states));
     return {};
   }
 

@@ -41,7 +41,7 @@ void Dispatcher::stop() noexcept {
 
 void Dispatcher::abandon() noexcept { stopping_.store(true); }
 
-void Dispatcher::post(Job job) {
+void Dispatcher::post(const Job& job) {
   bool taken = false, first = false;
   {
     const std::lock_guard lock(mutex_);

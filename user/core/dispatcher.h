@@ -57,7 +57,7 @@ class Dispatcher {
     std::uint32_t generation = 0;
     int index = 0;  // of the first action to run
   };
-  void post(Job job);
+  void post(const Job& job);
   // `callback` runs on the dispatcher thread. Any thread.
   TimerId add_timer(Clock::time_point when, std::function<void()> callback);
   void cancel_timer(TimerId timer) noexcept;
