@@ -110,7 +110,8 @@ class PollSource final : public Source {
     const auto now = Clock::now();
     const std::lock_guard lock(mutex_);
     for (const auto& [cookie, entry] : entries_) {
-      if (entry.ended) continue;
+      if (entry.ended || (seen(*entry.state) & (events::reset | events::timeout)))
+        continue;  // nothing more can come
       if (entry.muted_until > now) {
         if (!until || entry.muted_until < *until) until = entry.muted_until;
         continue;
@@ -136,15 +137,13 @@ class PollSource final : public Source {
     const bool end_of_stream =
         style_ == PollStyle::read_only && (flags & POLLIN) != 0 && all_was_read(entry.fd);
     const Events hint = end_of_stream ? events::fin | events::eof : events_of_flags(flags);
-    if (hint) {
-      news.push_back({cookie, hint, 0, 0, News::Certainty::hint});
-      entry.ended = (flags & POLLERR) != 0;
-    }
-    // What cannot be masked, and what has to be asked again (unread data; RDHUP by our own shutdown(SHUT_RD),
-    // under which the peer's FIN is yet to come): after a pause that doubles.
-    const bool stays =
-        (flags & (kPollRdhup | POLLHUP)) != 0 || (style_ == PollStyle::read_only && (flags & POLLIN) != 0);
-    if (stays && !entry.ended) {
+    if (hint) news.push_back({cookie, hint, 0, 0, News::Certainty::hint});
+    // What cannot be masked, and what has to be asked again (an error that poll() shows a moment before
+    // TCP_INFO does, unread data; RDHUP by our own shutdown(SHUT_RD), under which the peer's FIN is yet to
+    // come): after a pause that doubles.
+    const bool stays = (flags & (kPollRdhup | POLLHUP | POLLERR)) != 0 ||
+                       (style_ == PollStyle::read_only && (flags & POLLIN) != 0);
+    if (stays) {
       entry.muted_until = Clock::now() + entry.pause;
       entry.pause = std::min(entry.pause * 2, kLongestPause);
     }
