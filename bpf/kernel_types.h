@@ -28,7 +28,23 @@ struct tcp_sock {
   __u32 copied_seq;
 };
 
+struct bpf_map {
+  __u32 id;
+};
+
+struct task_struct {
+  unsigned int flags;
+  int tgid;
+};
+
 #pragma clang attribute pop
+
+/* include/uapi/linux/bpf.h has it since 6.18; a map value that holds one is found by this name. */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 18, 0)
+struct bpf_task_work {
+  __u64 __opaque;
+} __attribute__((aligned(8)));
+#endif
 
 /* include/net/tcp_states.h; user API since TCP_INFO reports them. */
 enum {
@@ -47,7 +63,9 @@ enum {
 
 enum { RCV_SHUTDOWN = 1 };
 
+enum { PF_EXITING = 4 }; /* include/linux/sched.h */
+
 /* include/uapi/asm-generic/errno.h, the ones that name an event of their own */
-enum { EPIPE = 32, ECONNRESET = 104, ETIMEDOUT = 110, ECONNREFUSED = 111 };
+enum { ESRCH = 3, EPIPE = 32, ECONNRESET = 104, ETIMEDOUT = 110, ECONNREFUSED = 111 };
 
 #endif

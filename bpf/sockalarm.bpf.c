@@ -2,6 +2,7 @@
 // clang-format off: libbpf's headers need the types of the kernel's
 #include <linux/bpf.h>
 #include <linux/types.h>
+#include <linux/version.h>
 
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
@@ -66,6 +67,13 @@ struct news {
   __u8 old_state, new_state;
 };
 
+// Direct delivery. Names of 6.18; where they are missing, no program that uses them is loaded.
+extern int bpf_task_work_schedule_signal_impl(struct task_struct* task, struct bpf_task_work* work, void* map,
+                                              int (*callback)(struct bpf_map* map, void* key, void* value),
+                                              void* aux) __ksym __weak;
+extern struct task_struct* bpf_task_from_pid(int pid) __ksym __weak;
+extern void bpf_task_release(struct task_struct* task) __ksym __weak;
+
 static __always_inline void count_lost(__u32 cause) {
   __u64* counter = bpf_map_lookup_elem(&lost, &cause);
   if (counter) *counter += 1;
@@ -90,23 +98,39 @@ static __always_inline __u32 mark_seen(struct sockalarm_watch_state* state, __u3
   return 0;
 }
 
-// Is somebody waiting for one of these? Who waits for eof must also hear of the FIN, to start watching reads.
-static __always_inline int is_wanted(struct sockalarm_watch_state* state, __u32 events) {
-  __u64 control = *(volatile __u64*)&state->control;
-  __u32 wanted = *(volatile __u32*)&state->extra;
-  if ((control & SOCKALARM_STATE_MASK) == SOCKALARM_ARMED)
-    wanted |= (control >> SOCKALARM_INTEREST_SHIFT) & SOCKALARM_INTEREST_MASK;
+static __always_inline struct sockalarm_watch_state* state_of(const struct sockalarm_registration* where) {
+  __u32 client = where->client;
+  __u32 slot = where->slot;
+  void* table = bpf_map_lookup_elem(&watch_tables, &client);
+  struct sockalarm_watch_state* state = table && slot ? bpf_map_lookup_elem(table, &slot) : 0;
+  if (!state) count_lost(SOCKALARM_LOST_NO_CLIENT);
+  return state;
+}
+
+// What the socket's first alarm waits for, if it is armed.
+static __always_inline __u32 interest_of(__u64 control) {
+  if ((control & SOCKALARM_STATE_MASK) != SOCKALARM_ARMED) return 0;
+  return (control >> SOCKALARM_INTEREST_SHIFT) & SOCKALARM_INTEREST_MASK;
+}
+
+// Is one of these wanted? Who waits for eof must also hear of the FIN, to start watching reads.
+static __always_inline int wants(__u32 wanted, __u32 events) {
   if (wanted & SOCKALARM_EOF) wanted |= SOCKALARM_FIN;
   return (wanted & events) != 0;
 }
 
-static __always_inline void push(const struct sockalarm_registration* where, const struct news* news,
-                                 __u64 now) {
+static __always_inline struct sockalarm_table_header* header_of(const struct sockalarm_registration* where) {
   __u32 client = where->client;
-  __u32 header_slot = 0;
-  void* ring = bpf_map_lookup_elem(&event_rings, &client);
+  __u32 slot = 0;
   void* table = bpf_map_lookup_elem(&watch_tables, &client);
-  struct sockalarm_table_header* header = table ? bpf_map_lookup_elem(table, &header_slot) : 0;
+  return table ? bpf_map_lookup_elem(table, &slot) : 0;
+}
+
+static __always_inline void push(const struct sockalarm_registration* where, const struct news* news,
+                                 __u64 now, __u8 direct) {
+  __u32 client = where->client;
+  void* ring = bpf_map_lookup_elem(&event_rings, &client);
+  struct sockalarm_table_header* header = header_of(where);
   if (!ring || !header) return count_lost(SOCKALARM_LOST_NO_CLIENT);
 
   struct sockalarm_record* record = bpf_ringbuf_reserve(ring, sizeof *record, 0);
@@ -126,16 +150,59 @@ static __always_inline void push(const struct sockalarm_registration* where, con
   record->error = news->error;
   record->old_state = news->old_state;
   record->new_state = news->new_state;
-  bpf_ringbuf_submit(record, 0);
+  record->direct = direct;
+  // See the header's comment. The result must be used, else the compiler drops the fetch and with it the
+  // barrier.
+  __u64 before = __sync_fetch_and_add(&header->records, 1);
+  __u32 looking = *(volatile __u32*)&header->looking;
+  bpf_ringbuf_submit(record, before != ~0ULL && looking ? BPF_RB_NO_WAKEUP : 0);
 }
 
-static __always_inline void report(const struct sockalarm_registration* where, struct news* news) {
-  __u32 client = where->client;
-  __u32 slot = where->slot;
-  void* table = bpf_map_lookup_elem(&watch_tables, &client);
-  struct sockalarm_watch_state* state = table && slot ? bpf_map_lookup_elem(table, &slot) : 0;
-  if (!state) return count_lost(SOCKALARM_LOST_NO_CLIENT);
+// Runs in the thread that armed, on its way out of the kernel, some time after it was scheduled: everything
+// is looked at anew. Must not touch an alarm that was armed by another thread.
+static int deliver(struct bpf_map* map, void* key, void* value) {
+  struct sockalarm_registration* where = value;
+  struct sockalarm_watch_state* state = state_of(where);
+  if (!state) return 0;
+  __u64 control = *(volatile __u64*)&state->control;
+  __u64 seen = *(volatile __u64*)&state->seen;
+  __u32 events = interest_of(control) & (__u32)seen;
+  if (!events || (__u32)(seen >> 32) != where->generation) return 0;
 
+  struct news news = {.cookie = *(__u64*)key, .events = events, .error = state->error};
+  struct task_struct* task = bpf_get_current_task_btf();
+  __u32 me = (__u32)bpf_get_current_pid_tgid();
+  __u32 tid = *(volatile __u32*)&state->tid;
+  __u32 signal = *(volatile __u32*)&state->signal & SOCKALARM_SIGNAL_MASK;
+  __u8 direct = SOCKALARM_DIRECT_NONE;
+  if (tid == me && signal && !(task->flags & PF_EXITING)) {
+    __u64 ours = (control & ~(__u64)SOCKALARM_STATE_MASK) | SOCKALARM_DELIVERING;
+    if (__sync_val_compare_and_swap(&state->control, control, ours) != control) return 0;  // another took it
+    direct = bpf_send_signal_thread(signal) ? SOCKALARM_DIRECT_FAILED : SOCKALARM_DIRECT_DONE;
+    struct sockalarm_table_header* header = direct == SOCKALARM_DIRECT_DONE ? header_of(where) : 0;
+    if (header) __sync_fetch_and_add(&header->delivered, 1);
+    __sync_val_compare_and_swap(&state->control, ours, ours ^ SOCKALARM_DELIVERING ^ SOCKALARM_DELIVERED);
+  }
+  push(where, &news, bpf_ktime_get_ns(), direct);
+  return 0;
+}
+
+// False: the dispatcher must do it. Also if the thread's former work is still pending (EBUSY): that may be
+// for another thread, which armed before.
+static __always_inline int schedule(struct sockalarm_registration* where, __u32 tid) {
+  struct task_struct* task = bpf_task_from_pid(tid);
+  if (!task) return 0;
+  int failed = -ESRCH;  // the client named a thread of another process
+  if ((__u32)task->tgid == where->tgid)
+    failed = bpf_task_work_schedule_signal_impl(task, &where->task_work, &registry, deliver, 0);
+  bpf_task_release(task);
+  return !failed;
+}
+
+static __always_inline void report(struct sockalarm_registration* where, struct news* news,
+                                   int may_be_direct) {
+  struct sockalarm_watch_state* state = state_of(where);
+  if (!state) return;
   __u64 now = bpf_ktime_get_ns();
   if ((__u32)(*(volatile __u64*)&state->seen >> 32) == where->generation) {  // the time before the fact
     if (news->events & SOCKALARM_FIN) __sync_val_compare_and_swap(&state->fin_at, 0, now);
@@ -145,7 +212,19 @@ static __always_inline void report(const struct sockalarm_registration* where, s
     }
   }
   news->events = mark_seen(state, where->generation, news->events);
-  if (news->events && is_wanted(state, news->events)) push(where, news, now);
+  if (!news->events) return;
+
+  __u32 interest = interest_of(*(volatile __u64*)&state->control);
+  int tell = wants(*(volatile __u32*)&state->extra, news->events);
+  __u8 direct = SOCKALARM_DIRECT_NONE;
+  if (wants(interest, news->events)) {
+    __u32 signal = *(volatile __u32*)&state->signal;
+    __u32 tid = *(volatile __u32*)&state->tid;
+    if (may_be_direct && (interest & news->events) && signal && tid && schedule(where, tid))
+      direct = SOCKALARM_DIRECT_SCHEDULED;
+    tell |= !direct || (signal & SOCKALARM_MORE_ACTIONS);
+  }
+  if (tell) push(where, news, now, direct);
 }
 
 static __always_inline __u32 event_of_error(int error) {
@@ -185,15 +264,23 @@ static __always_inline __u32 event_of_transition(const struct sock* sk, int old_
 // softirqs do not interrupt each other, and tasks do not preempt each other inside a tracepoint. Whoever
 // comes second finds the event in `seen` already.
 
-static __always_inline int state_changed(const struct sock* sk, int old_state, int new_state) {
+// A connection passes through ten states on loopback, seldom with news: what needs no memory is asked first.
+static __always_inline int may_be_news(int old_state, int new_state, int error) {
+  if (new_state == TCP_CLOSE) return error || old_state == TCP_FIN_WAIT2;
+  return new_state == TCP_CLOSE_WAIT || new_state == TCP_CLOSING;
+}
+
+static __always_inline int state_changed(const struct sock* sk, int old_state, int new_state,
+                                         int may_be_direct) {
+  int error = sk->sk_err;
+  if (!may_be_news(old_state, new_state, error)) return 0;
   __u64 cookie = sk->__sk_common.skc_cookie.counter;
   if (!cookie) return 0;
   struct sockalarm_registration* where = bpf_map_lookup_elem(&registry, &cookie);
   if (!where) return 0;
-  int error = sk->sk_err;
   struct news news = {.cookie = cookie, .error = error, .old_state = old_state, .new_state = new_state};
   news.events = event_of_transition(sk, old_state, new_state, error);
-  if (news.events) report(where, &news);
+  if (news.events) report(where, &news, may_be_direct);
   return 0;
 }
 
@@ -201,11 +288,22 @@ static __always_inline int state_changed(const struct sock* sk, int old_state, i
 // a connection. sk_err is already set. Must not read anything of the current task, nor sleep.
 SEC("?tp_btf/inet_sock_set_state")
 int BPF_PROG(on_set_state, const struct sock* sk, int old_state, int new_state) {
-  return state_changed(sk, old_state, new_state);
+  return state_changed(sk, old_state, new_state, 0);
 }
 SEC("?tp_btf/inet_sock_set_state")
 int BPF_PROG(on_set_state_twin, const struct sock* sk, int old_state, int new_state) {
-  return state_changed(sk, old_state, new_state);
+  return state_changed(sk, old_state, new_state, 0);
+}
+
+// The same, instead of the two above, where the kernel has task work (6.18): the signal is sent in its
+// thread.
+SEC("?tp_btf/inet_sock_set_state")
+int BPF_PROG(on_set_state_direct, const struct sock* sk, int old_state, int new_state) {
+  return state_changed(sk, old_state, new_state, 1);
+}
+SEC("?tp_btf/inet_sock_set_state")
+int BPF_PROG(on_set_state_direct_twin, const struct sock* sk, int old_state, int new_state) {
+  return state_changed(sk, old_state, new_state, 1);
 }
 
 static __always_inline int error_reported(const struct sock* sk) {
@@ -221,7 +319,7 @@ static __always_inline int error_reported(const struct sock* sk) {
                       .error = error,
                       .old_state = state,
                       .new_state = state};
-  report(where, &news);
+  report(where, &news, 0);
   return 0;
 }
 
@@ -236,9 +334,18 @@ int BPF_PROG(on_error_report_twin, const struct sock* sk) { return error_reporte
 static __always_inline void forget(__u64 cookie) {
   struct sockalarm_registration* where = bpf_map_lookup_elem(&registry, &cookie);
   if (!where) return;
+  struct sockalarm_registration copy = {
+      .client = where->client, .slot = where->slot, .generation = where->generation};
   struct news news = {.cookie = cookie, .events = SOCKALARM_CLOSED};
-  report(where, &news);
+  report(where, &news, 0);
   bpf_map_delete_elem(&registry, &cookie);
+  // A direct delivery that was still pending went with the entry: the dispatcher does it.
+  struct sockalarm_watch_state* state = state_of(&copy);
+  if (!state) return;
+  __u64 seen = *(volatile __u64*)&state->seen;
+  if ((__u32)(seen >> 32) != copy.generation) return;
+  news.events = interest_of(*(volatile __u64*)&state->control) & (__u32)seen & ~SOCKALARM_CLOSED;
+  if (news.events) push(&copy, &news, bpf_ktime_get_ns(), SOCKALARM_DIRECT_NONE);
 }
 
 // Hook: cgroup/sock_release on the root cgroup (5.9): the last descriptor of an IPv4 or IPv6 socket went, in
@@ -272,6 +379,16 @@ int BPF_PROG(on_read, const struct sock* sk) {
   if (state != TCP_CLOSE_WAIT && state != TCP_CLOSING && state != TCP_CLOSE) return 0;
   if (sk->sk_err) return 0;  // ended by a reset: no end of stream
   struct news news = {.cookie = cookie, .events = SOCKALARM_EOF, .old_state = state, .new_state = state};
-  report(where, &news);
+  report(where, &news, 0);
+  return 0;
+}
+
+// Run by a thread of the client, in that thread: which thread it is for the whole host, whatever pid
+// namespace it lives in. The answer goes into the caller's own memory.
+SEC("?syscall")
+int introduce_thread(struct sockalarm_thread* thread) {
+  __u64 ids = bpf_get_current_pid_tgid();
+  thread->tgid = ids >> 32;
+  thread->tid = (__u32)ids;
   return 0;
 }

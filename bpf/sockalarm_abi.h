@@ -37,29 +37,44 @@ enum {
 enum {
   SOCKALARM_IDLE = 0,
   SOCKALARM_ARMED = 1,
-  SOCKALARM_FIRED = 2,
+  SOCKALARM_FIRED = 2,      /* won by the library; the dispatcher runs the whole chain */
+  SOCKALARM_DELIVERING = 3, /* won in the thread that armed, where the signal is just being sent */
+  SOCKALARM_DELIVERED = 4,  /* it has been sent; the dispatcher runs the rest of the chain */
   SOCKALARM_STATE_MASK = 0xff,
   SOCKALARM_INTEREST_SHIFT = 8,
   SOCKALARM_INTEREST_MASK = 0xffffff,
 };
 
+/* signal: 0 where the chain does not begin with a signal to the thread that armed */
+enum {
+  SOCKALARM_SIGNAL_MASK = 0xff,
+  SOCKALARM_MORE_ACTIONS = 0x100, /* the dispatcher must know at once that the alarm is on its way */
+};
+
+// clang-format off
 /*
  * One watched socket: one cache line in memory shared by the kernel programs and the client.
  *
- * word      written by                         how
- * seen      kernel, client (what it found out  compare-and-swap that ORs into the low half and never touches
- * a by looking at the socket)          word of another slot generation (high half): a program that still runs
- * for the slot's former socket cannot mark the new one control   client arms and cancels; whoever
- * compare-and-swap; armed -> fired is won once per generation delivers the alarm fires extra     client,
- * under its mutex            plain store: events wanted by further alarms of this socket
- * *_at,     kernel, client                     before `seen` is ORed; compare-and-swap from 0, so the first
- * counts error cookie    client, before registering         store; for people and for checks
+ * word         written by                  how
+ * seen         kernel; client (what it     compare-and-swap that ORs into the low half and never touches a word
+ *              found out by looking)       of another slot generation (high half): a program that still runs for
+ *                                          the slot's former socket cannot mark the new one
+ * control      client arms and cancels;    compare-and-swap of the whole word, generation included: armed -> any of
+ *              who delivers wins           fired, delivering, idle is won once per generation. delivering ->
+ *                                          delivered by the winner alone
+ * tid, signal  the thread that arms        plain store before control becomes armed. Who read them after control
+ *                                          and then wins control had those of that generation
+ * extra        client, under its mutex     plain store: events wanted by further alarms of this socket
+ * *_at, error  kernel, client              before `seen` is ORed; compare-and-swap from 0, so the first counts
+ * cookie       client, before registering  store; for people and for checks
  *
  * Order. Arming: control := armed, then load seen. Reporting: OR into seen, then load control and extra. Both
- * pairs are sequentially consistent (in BPF, atomics with fetch are full barriers), so at least one side sees
- * the other: an event can be delivered by either, and the compare-and-swap of control lets only one of them
- * win.
+ * pairs are sequentially consistent (in BPF, atomics with fetch are full barriers), so at least one side sees the
+ * other: an event can be delivered by either, and the compare-and-swap of control lets only one of them win.
+ * Direct delivery runs in the thread that armed, so a cancel by that thread either comes before it and wins, or
+ * after it and finds the alarm fired and the signal taken. tests/model/ checks all this exhaustively.
  */
+// clang-format on
 struct sockalarm_watch_state {
   sockalarm_u64 seen;    /* slot generation << 32 | events so far */
   sockalarm_u64 control; /* of the socket's first alarm */
@@ -68,15 +83,26 @@ struct sockalarm_watch_state {
   sockalarm_u64 cookie;
   sockalarm_u32 extra;
   sockalarm_u32 error; /* errno of the end; 0: none or unknown */
-  sockalarm_u32 tid;   /* of the thread that armed `control`, for direct delivery */
-  sockalarm_u32 signal;
+  sockalarm_u32
+      tid; /* of the thread that armed `control`, in the initial pid namespace; 0: dispatcher only */
+  sockalarm_u32 signal; /* number | flags */
   sockalarm_u64 reserved;
 };
 
-/* Slot 0 of every table is this header instead. */
+/*
+ * Slot 0 of every table is this header instead.
+ *
+ * The kernel wakes the client for a record unless `looking` is set. A client that is about to sleep clears
+ * it, then looks at the ring once more; the kernel reserves the record, adds to `records` (a full barrier),
+ * then loads `looking`: either the client sees the reservation, or the kernel sees that it must wake.
+ */
 struct sockalarm_table_header {
   sockalarm_u64 lost; /* records that found the ring full; atomic add by the kernel, the client only reads */
-  sockalarm_u64 reserved[7];
+  sockalarm_u64 records;   /* pushed so far; likewise */
+  sockalarm_u64 delivered; /* alarms whose signal was sent directly; likewise */
+  sockalarm_u32 looking;   /* by the client: 1 while it looks at the ring by itself */
+  sockalarm_u32 reserved_a;
+  sockalarm_u64 reserved[4];
 };
 
 /* registry: cookie -> this. Written by the privileged side alone; clients cannot. */
@@ -85,6 +111,24 @@ struct sockalarm_registration {
   sockalarm_u32 slot;       /* of that client's table; never 0 */
   sockalarm_u32 generation; /* of the slot */
   sockalarm_u32 tgid;       /* the only process that may be signalled for this socket */
+#if defined(__bpf__)
+  struct bpf_task_work task_work; /* at most one is pending; the kernel's alone, cancelled with the entry */
+#else
+  sockalarm_u64 task_work;
+#endif
+};
+
+/* What the program introduce_thread answers: ids in the initial pid namespace. */
+struct sockalarm_thread {
+  sockalarm_u32 tgid, tid;
+};
+
+/* direct: how far direct delivery is */
+enum {
+  SOCKALARM_DIRECT_NONE = 0,
+  SOCKALARM_DIRECT_SCHEDULED = 1, /* the thread will do it when it runs next */
+  SOCKALARM_DIRECT_DONE = 2,      /* control is `delivered` */
+  SOCKALARM_DIRECT_FAILED = 3,    /* control is `delivered`, but the kernel refused the signal */
 };
 
 /* One ring record: something new was seen of a socket that somebody waits for. */
@@ -96,7 +140,8 @@ struct sockalarm_record {
   sockalarm_u32 events; /* new ones */
   sockalarm_u32 error;
   sockalarm_u8 old_state, new_state; /* TCP states; 0 where no transition reported it */
-  sockalarm_u8 reserved[6];
+  sockalarm_u8 direct;
+  sockalarm_u8 reserved[5];
 };
 
 /* lost: per-CPU counters by cause. */
@@ -128,7 +173,9 @@ SOCKALARM_AT(sockalarm_watch_state, error, 44);
 SOCKALARM_AT(sockalarm_watch_state, tid, 48);
 SOCKALARM_AT(sockalarm_watch_state, signal, 52);
 SOCKALARM_ASSERT(sizeof(struct sockalarm_table_header) == sizeof(struct sockalarm_watch_state));
-SOCKALARM_ASSERT(sizeof(struct sockalarm_registration) == 16);
+SOCKALARM_ASSERT(sizeof(struct sockalarm_registration) == 24);
+SOCKALARM_AT(sockalarm_table_header, looking, 24);
+SOCKALARM_AT(sockalarm_registration, task_work, 16);
 SOCKALARM_ASSERT(sizeof(struct sockalarm_record) == 40);
 SOCKALARM_AT(sockalarm_record, slot, 16);
 SOCKALARM_AT(sockalarm_record, events, 24);

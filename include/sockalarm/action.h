@@ -18,7 +18,8 @@ namespace sockalarm {
 
 namespace detail {
 class ActionImpl;
-}
+struct AlarmRecord;
+}  // namespace detail
 
 // What a called function answers: go on with the chain, or end it here.
 enum class Verdict { proceed, stop };
@@ -101,8 +102,10 @@ class ActionChain {
   const Error* error() const noexcept;  // of the first action that could never run; null: all can
 
  private:
+  friend struct detail::AlarmRecord;
   std::shared_ptr<const std::vector<Action>> actions_;
   const Error* error_ = nullptr;  // points into *actions_
+  int first_signal_ = 0;          // of a chain that begins with a signal to the arming thread
 };
 
 std::string to_string(const ActionChain& chain);  // the form that ActionChain::parse() takes

@@ -29,6 +29,27 @@ enum class SourceKind { automatic, kernel, epoll, poll };
 std::string_view to_string(SourceKind kind) noexcept;
 [[nodiscard]] Result<SourceKind> parse_source(std::string_view text);
 
+// Who sends the signal of a chain that begins with send_signal() to the arming thread. The rest of such a
+// chain, and every other chain, runs on the dispatcher, in order. docs/delivery.md compares them.
+enum class Delivery {
+  automatic,  // task_work if it is to be had, else dispatcher
+  task_work,  // the kernel, in the thread itself: exact. Kernel source, Linux >= 6.18
+  sigio,  // the kernel by signal-driven I/O (fcntl(2), F_SETSIG) and a handler of this library. Any Linux, no
+          // privilege; takes a real-time signal, and interrupts the thread for ordinary data too
+  dispatcher,  // the background thread, by tgkill(2)
+};
+std::string_view to_string(Delivery delivery) noexcept;
+[[nodiscard]] Result<Delivery> parse_delivery(std::string_view text);
+
+// How the dispatcher thread waits for news.
+enum class Waking {
+  sleep,     // until there is some: costs nothing meanwhile
+  adaptive,  // after each news it looks again and again for Options::spin_for, then sleeps
+  spin,      // it never sleeps: the shortest delay, and one core is given away
+};
+std::string_view to_string(Waking waking) noexcept;
+[[nodiscard]] Result<Waking> parse_waking(std::string_view text);
+
 enum class LogLevel { debug, info, warning, error };
 
 struct Options {
@@ -37,6 +58,12 @@ struct Options {
                                 // Sockets beyond it are watched by epoll
   std::size_t ring_bytes = 256 * 1024;  // rounded up to a power of two >= a page. Smaller is only slower
   std::chrono::milliseconds closed_check{500};  // how often alarms on `closed` compare descriptor and socket
+  Delivery delivery = Delivery::automatic;      // anything else: that one or an error
+  Waking waking = Waking::sleep;
+  std::chrono::microseconds spin_for{50};  // with Waking::adaptive
+  int realtime_priority =
+      0;  // 1 to 99: the dispatcher runs under SCHED_FIFO; needs CAP_SYS_NICE or RLIMIT_RTPRIO,
+          // and where that is refused describe() says so. 0: as the creating thread
   std::function<void(LogLevel, std::string_view)>
       log;  // called on any thread, also the dispatcher; may be empty
 };
@@ -44,14 +71,18 @@ struct Options {
 // Which source serves, and why no better one does.
 struct Description {
   SourceKind source = SourceKind::automatic;
-  std::string text;                  // one line for people
-  std::vector<std::string> why_not;  // one line for each better source that was refused: the exact reason
+  Delivery delivery = Delivery::dispatcher;  // in force for alarms that signal their thread
+  std::string text;                          // one line for people
+  std::vector<std::string> why_not;  // one line for each better source or delivery that was refused, and for
+                                     // what was wished and not granted: the exact reason
 };
 
 // Counters since the Watcher was made; each only grows but `watches`.
 struct Stats {
-  std::uint64_t watches = 0;  // sockets registered now
-  std::uint64_t fired = 0;    // alarms that went off
+  std::uint64_t watches = 0;         // sockets registered now
+  std::uint64_t fired = 0;           // alarms that went off
+  std::uint64_t fired_directly = 0;  // of these: whose signal did not come from the dispatcher
+  std::uint64_t wakeups = 0;         // times the dispatcher began to wait and was woken
   std::uint64_t actions_run = 0;
   std::uint64_t actions_failed = 0;  // the log hook was told why
   std::uint64_t records = 0;         // read from the kernel's ring
@@ -133,7 +164,7 @@ class Watch {
 
   // Arm a chain for the calling thread. If a wanted event has happened already it fires at once.
   // Errors: the chain's own error(), invalid_events, inert_after_fork, stopped.
-  [[nodiscard]] Result<Alarm> arm(ActionChain chain, ArmOptions options = {}) const;
+  [[nodiscard]] Result<Alarm> arm(const ActionChain& chain, ArmOptions options = {}) const;
   [[nodiscard]] Result<Alarm> arm(
       ArmOptions options = {}) const;  // send_signal(SIGALRM); off Linux to the process
 

@@ -36,6 +36,8 @@ class ActionImpl {
   // Must not block (only call() may take the time its function takes) and must not throw.
   virtual Outcome run(const ActionContext& context) const = 0;
   virtual std::string text() const = 0;
+  // The number, if all it does is to send a signal to the thread that armed; else 0.
+  virtual int thread_signal() const noexcept { return 0; }
   // Why this action could never run; decided when it is built.
   const std::optional<Error>& error() const noexcept { return error_; }
 

@@ -80,6 +80,7 @@ class SendSignal final : public Step {
     if (!SOCKALARM_LINUX && !error_ && target == SignalTarget::arming_thread)
       error_ = Error(Errc::unsupported, "a signal to one thread needs Linux; expected SignalTarget::process");
   }
+  int thread_signal() const noexcept override { return target_ == SignalTarget::arming_thread ? signal_ : 0; }
 
  private:
   Outcome act([[maybe_unused]] const ActionContext& context) const override {
@@ -448,6 +449,7 @@ ActionChain::ActionChain(std::vector<Action> actions) {
   actions_ = std::make_shared<const std::vector<Action>>(std::move(actions));
   for (const Action& action : *actions_)
     if (error_ == nullptr) error_ = action.error();
+  first_signal_ = actions_->front().impl().thread_signal();
 }
 
 // A chain that was moved from has no actions, but still the pointer.

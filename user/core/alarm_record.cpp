@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/alarm_record.h"
 
+#include <thread>
+
 #include "core/core.h"
 #include "core/socket.h"
 
@@ -11,6 +13,20 @@ AlarmRecord::AlarmRecord(std::shared_ptr<Socket> of, int descriptor, bool first)
       fd(descriptor),
       primary(first),
       control_(first ? &socket->state->control : &own_control_) {}
+
+void AlarmRecord::set_chain(const ActionChain& new_chain) {
+  // Mostly it is the same one again: compared, because a copy costs two atomic counts.
+  if (new_chain.actions_ == chain.actions_) return;
+  chain = new_chain;
+  signal_word = static_cast<std::uint32_t>(chain.first_signal_);
+  if (signal_word != 0 && chain.size() > 1) signal_word |= SOCKALARM_MORE_ACTIONS;
+}
+
+void AlarmRecord::await_delivery() const noexcept {
+  // It runs inside the kernel, or in a handler with all signals blocked: a few microseconds, unless
+  // preempted.
+  while (load().state == Control::State::delivering) std::this_thread::yield();
+}
 
 AlarmRecord::~AlarmRecord() { socket->core->remove(*this); }
 
@@ -29,7 +45,7 @@ bool AlarmRecord::queue(std::uint32_t generation, const Event& what_happened) {
   const std::lock_guard lock(mutex);
   // Between firing and now it may have been cancelled, and even armed again.
   const Control now = load();
-  if (now.generation != generation || now.state != Control::State::fired) return false;
+  if (now.generation != generation || !now.has_fired()) return false;
   cause = what_happened;
   if (phase.load() == Phase::ended) return false;
   run_generation = generation;
@@ -73,7 +89,7 @@ void AlarmRecord::end(bool all_run) noexcept {
 
 void AlarmRecord::cut_short() noexcept {
   const std::lock_guard lock(mutex);
-  if (load().state != Control::State::fired || phase.load() == Phase::running) return;
+  if (!load().has_fired() || phase.load() == Phase::running) return;
   phase.store(Phase::ended);
   ended.notify_all();
 }

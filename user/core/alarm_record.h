@@ -23,8 +23,9 @@ struct Socket;
 // compare-and-swap alone. The first record of a socket uses the word in the shared WatchState, where the
 // kernel program sees it; further ones have their own, and their interest counts through WatchState::extra.
 //
-// Whoever wins armed -> fired calls queue(), and from then on `phase` tells how far the chain is, under
-// `mutex`:
+// It is won by the library, armed -> fired, or in the arming thread, which sends the signal that the chain
+// begins with: armed -> delivering -> delivered. Then the dispatcher calls queue(), and from there on `phase`
+// tells how far the chain is, under `mutex`:
 //   waiting -> queued -> running -> (parked -> running ...) -> ended
 // A cancel that finds the alarm fired ends it at the next step. `idle` implies `waiting` with nothing under
 // way.
@@ -40,8 +41,11 @@ struct AlarmRecord : std::enable_shared_from_this<AlarmRecord> {
   const std::shared_ptr<Socket> socket;
   const int fd;
   const bool primary;  // uses the shared control word
+  void set_chain(const ActionChain& new_chain);
   ActionChain chain;
   ArmOptions options;
+  std::uint32_t signal_word =
+      0;  // of the chain, as in WatchState::signal; 0: only the dispatcher can begin it
   std::atomic<bool> in_use{true};  // by an Alarm; a Watch gives a free record to its next Alarm
 
   std::atomic<pid_t> arming_thread{0};
@@ -53,6 +57,13 @@ struct AlarmRecord : std::enable_shared_from_this<AlarmRecord> {
   // armed -> fired of the generation that is armed now, if it wants one of `what`. The winner must call
   // queue().
   bool try_fire(Events what, Control& fired) noexcept;
+
+  // The signal was sent directly and nobody has gone on with the chain yet.
+  bool awaits_rest() const noexcept {
+    return load().state == Control::State::delivered && phase.load() == Phase::waiting;
+  }
+  // Sleeps until a signal that is just being sent in another thread has been sent.
+  void await_delivery() const noexcept;
 
   // Interests that need more than the shared words: a timer, a look at the descriptor, another epoll flag.
   bool needs_help() const noexcept {

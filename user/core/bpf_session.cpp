@@ -163,6 +163,9 @@ class KernelBtf {
   KernelBtf& operator=(const KernelBtf&) = delete;
 
   int error() const noexcept { return error_; }
+  bool has_function(const std::string& name) const {
+    return btf_ != nullptr && btf__find_by_name_kind(btf_, name.c_str(), BTF_KIND_FUNC) > 0;
+  }
   bool has_tracepoint(const std::string& name) const {
     return btf_ != nullptr &&
            btf__find_by_name_kind(btf_, ("btf_trace_" + name).c_str(), BTF_KIND_TYPEDEF) > 0;
@@ -215,10 +218,17 @@ Result<UniqueFd> make_inner_map(const bpf_map* outer, const char* name, bpf_map_
   return map;
 }
 
+constexpr const char* kScheduleTaskWork = "bpf_task_work_schedule_signal_impl";
+
+bool has_task_work(const KernelBtf& btf) {
+  return btf.has_function(kScheduleTaskWork) && btf.has_function("bpf_task_from_pid");
+}
+
 class LoadedSession final : public BpfSession {
  public:
-  // with_release: the release hook's program type needs CAP_NET_ADMIN, the tracepoints do not.
-  Result<void> load(std::uint32_t slots, bool with_release) {
+  // direct: the programs that deliver by task work. with_release: the release hook's program type needs
+  // CAP_NET_ADMIN, the tracepoints do not.
+  Result<void> load(std::uint32_t slots, bool direct, bool with_release) {
     const LibbpfMessages messages;
     skeleton_.reset(sockalarm_bpf__open());
     if (!skeleton_) return fail(explain(errno, "opening the BPF object", messages.last()));
@@ -231,8 +241,16 @@ class LoadedSession final : public BpfSession {
       return fail(
           Error(Errc::unsupported, "this kernel has no tracepoint inet_sock_set_state (Linux >= 4.16)"));
     const bool reports_errors = btf.has_tracepoint("inet_sk_error_report");
-    bpf_program__set_autoload(skeleton_->progs.on_set_state, true);
-    bpf_program__set_autoload(skeleton_->progs.on_set_state_twin, true);
+    if (direct && !has_task_work(btf)) {
+      refuse_task_work(Error(Errc::unsupported,
+                             std::string("this kernel has no ") + kScheduleTaskWork + "() (Linux >= 6.18)"));
+      direct = false;
+    }
+    bpf_program__set_autoload(skeleton_->progs.on_set_state, !direct);
+    bpf_program__set_autoload(skeleton_->progs.on_set_state_twin, !direct);
+    bpf_program__set_autoload(skeleton_->progs.on_set_state_direct, direct);
+    bpf_program__set_autoload(skeleton_->progs.on_set_state_direct_twin, direct);
+    bpf_program__set_autoload(skeleton_->progs.introduce_thread, direct);
     bpf_program__set_autoload(skeleton_->progs.on_error_report, reports_errors);
     bpf_program__set_autoload(skeleton_->progs.on_error_report_twin, reports_errors);
     bpf_program__set_autoload(skeleton_->progs.on_destroy, btf.has_tracepoint("tcp_destroy_sock"));
@@ -241,8 +259,14 @@ class LoadedSession final : public BpfSession {
     bpf_map__set_max_entries(skeleton_->maps.registry, slots);
     if (const int failed = -sockalarm_bpf__load(skeleton_.get()); failed != 0)
       return fail(explain(failed, "loading the BPF programs", messages.last()));
+    if (!direct) return {};
+    auto self = introduce_thread();
+    if (!self) return fail(self.error());
+    tgid_ = self->tgid;
+    no_task_work_.reset();
     return {};
   }
+  void refuse_task_work(Error why) { no_task_work_ = std::move(why); }
 
   Result<void> make_maps(std::uint32_t slots, std::size_t ring_bytes) {
     auto table = make_inner_map(skeleton_->maps.watch_tables, "watch_table", BPF_MAP_TYPE_ARRAY,
@@ -282,11 +306,14 @@ class LoadedSession final : public BpfSession {
         return fail(release.error());
     }
     const auto& programs = skeleton_->progs;
-    for (const auto& [program, hook] : {std::pair{programs.on_error_report, "inet_sk_error_report"},
-                                        std::pair{programs.on_error_report_twin, "inet_sk_error_report"},
-                                        std::pair{programs.on_set_state, "inet_sock_set_state"},
-                                        std::pair{programs.on_set_state_twin, "inet_sock_set_state"}}) {
-      if (bpf_program__fd(program) < 0) continue;  // not in this kernel
+    for (const auto& [program, hook] :
+         {std::pair{programs.on_error_report, "inet_sk_error_report"},
+          std::pair{programs.on_error_report_twin, "inet_sk_error_report"},
+          std::pair{programs.on_set_state, "inet_sock_set_state"},
+          std::pair{programs.on_set_state_twin, "inet_sock_set_state"},
+          std::pair{programs.on_set_state_direct, "inet_sock_set_state"},
+          std::pair{programs.on_set_state_direct_twin, "inet_sock_set_state"}}) {
+      if (bpf_program__fd(program) < 0) continue;  // not in this kernel, or its sister is loaded instead
       auto link = attach(program, hook);
       if (!link) return fail(link.error());
       links_.push_back(std::move(*link));
@@ -295,16 +322,27 @@ class LoadedSession final : public BpfSession {
   }
 
   std::span<WatchState> table() noexcept override { return table_; }
-  std::uint64_t lost() noexcept override {
-    auto* header = reinterpret_cast<sockalarm_table_header*>(&table_.front());
-    return __atomic_load_n(&header->lost, __ATOMIC_SEQ_CST);
+  Result<void> delivers() const override {
+    if (no_task_work_) return fail(*no_task_work_);
+    return {};
   }
+  Result<sockalarm_thread> introduce_thread() noexcept override {
+    sockalarm_thread self{};
+    bpf_test_run_opts options{};
+    options.sz = sizeof options;
+    options.ctx_in = &self;
+    options.ctx_size_in = sizeof self;
+    if (bpf_prog_test_run_opts(bpf_program__fd(skeleton_->progs.introduce_thread), &options) != 0)
+      return fail(explain(errno, "running the program that tells a thread its id", ""));
+    return self;
+  }
+
   int ring_fd() const noexcept override { return ring_.get(); }
   void drain(std::vector<sockalarm_record>& out) override { reader_->drain(out); }
   std::uint64_t bad_records() const noexcept override { return reader_->bad(); }
 
   Result<void> enroll(std::uint64_t cookie, std::uint32_t slot, std::uint32_t generation) override {
-    const sockalarm_registration where{kClient, slot, generation, static_cast<std::uint32_t>(::getpid())};
+    const sockalarm_registration where{kClient, slot, generation, tgid_, 0};
     if (bpf_map_update_elem(registry(), &cookie, &where, BPF_ANY) == 0) return {};
     return fail(explain(errno, "registering a socket with the kernel", ""));
   }
@@ -335,6 +373,9 @@ class LoadedSession final : public BpfSession {
  private:
   int registry() const noexcept { return bpf_map__fd(skeleton_->maps.registry); }
 
+  std::optional<Error> no_task_work_ =
+      Error(Errc::unsupported, "task work was not asked for (Options::delivery)");
+  std::uint32_t tgid_ = 0;  // in the initial pid namespace; 0 without task work: no thread may be signalled
   Skeleton skeleton_;
   std::vector<Link> links_;
   Link reads_;
@@ -344,13 +385,26 @@ class LoadedSession final : public BpfSession {
   std::optional<RingReader> reader_;
 };
 
+// From the most that can be had to the least; the last failure is the one to tell.
+Result<void> load_the_most(LoadedSession& session, std::uint32_t slots, bool direct) {
+  Result<void> loaded = fail(Error(Errc::unsupported, "nothing was tried"));
+  for (const bool with_task_work : {true, false}) {
+    if (with_task_work && !direct) continue;
+    for (const bool with_release : {true, false}) {
+      loaded = session.load(slots, with_task_work, with_release);
+      if (loaded) return loaded;
+    }
+    if (with_task_work) session.refuse_task_work(loaded.error());
+  }
+  return loaded;
+}
+
 }  // namespace
 
-Result<std::unique_ptr<BpfSession>> BpfSession::open(std::uint32_t slots, std::size_t ring_bytes) {
+Result<std::unique_ptr<BpfSession>> BpfSession::open(std::uint32_t slots, std::size_t ring_bytes,
+                                                     bool direct) {
   auto session = std::make_unique<LoadedSession>();
-  if (!session->load(slots, true)) {
-    if (auto ok = session->load(slots, false); !ok) return fail(ok.error());
-  }
+  if (auto ok = load_the_most(*session, slots, direct); !ok) return fail(ok.error());
   if (auto ok = session->make_maps(slots, std::bit_ceil(std::max(ring_bytes, page_size()))); !ok)
     return fail(ok.error());
   if (auto ok = session->attach_all(); !ok) return fail(ok.error());
@@ -379,6 +433,11 @@ std::vector<Feature> BpfSession::probe() {
     add(std::string("tracepoint ") + name, there, there ? what : std::string("not in this kernel; ") + what,
         std::string("Linux ") + since + " or newer");
   }
+  add("task work", has_task_work(btf),
+      has_task_work(btf)
+          ? "signals are sent in the thread that armed, without a helper thread"
+          : std::string("not in this kernel (") + kScheduleTaskWork + "); the dispatcher sends signals",
+      "Linux 6.18 or newer; or Options::delivery = sigio");
   const auto root = cgroup2_root();
   add("cgroup v2 for the release hook", root.has_value(), root.value_or("no cgroup v2 hierarchy is mounted"),
       "mount -t cgroup2 none /sys/fs/cgroup/unified; without it closed sockets are noticed a little later");

@@ -19,15 +19,21 @@ namespace sockalarm::detail {
 class BpfSession {
  public:
   // slots: length of the table, slot 0 included. Errors name the missing privilege or kernel feature.
-  static Result<std::unique_ptr<BpfSession>> open(std::uint32_t slots, std::size_t ring_bytes);
+  // direct: with the programs that deliver signals by task work, if this kernel has it.
+  static Result<std::unique_ptr<BpfSession>> open(std::uint32_t slots, std::size_t ring_bytes, bool direct);
   // One row for each program and map type, as far as they can be tried here.
   static std::vector<Feature> probe();
 
   virtual ~BpfSession() = default;
 
   virtual std::span<WatchState> table() noexcept = 0;
-  // Records that found the ring full, ever.
-  virtual std::uint64_t lost() noexcept = 0;
+  sockalarm_table_header& header() noexcept {
+    return *reinterpret_cast<sockalarm_table_header*>(&table().front());
+  }
+  // Whether signals are delivered by task work; else why not.
+  virtual Result<void> delivers() const = 0;
+  // Which thread calls, in the initial pid namespace. Only where delivers().
+  virtual Result<sockalarm_thread> introduce_thread() noexcept = 0;
   virtual int ring_fd() const noexcept = 0;
   // Appends the records that are complete. One thread.
   virtual void drain(std::vector<sockalarm_record>& out) = 0;

@@ -18,6 +18,9 @@ namespace {
 using Clock = Dispatcher::Clock;
 constexpr Events kMomentary = events::readable | events::urgent;
 constexpr std::chrono::milliseconds kFirstEofCheck{1}, kLongestEofCheck{50};
+// How long the arming thread may take to get to its signal before the dispatcher begins the chain instead: a
+// thread in an uninterruptible sleep must not hold up the actions after the signal.
+constexpr std::chrono::milliseconds kDirectGrace{10};
 
 // A descriptor through which the socket can still be asked; -1: none is left.
 int live_descriptor(const Socket& socket) noexcept {
@@ -60,6 +63,7 @@ Core::Core(Options options, ChosenSource chosen)
     : options_(std::move(options)),
       source_(std::move(chosen.source)),
       why_not_(std::move(chosen.why_not)),
+      task_work_(source_->delivers().has_value()),
       dispatcher_(*source_, options_.log) {}
 
 Result<std::shared_ptr<Core>> Core::create(Options options) {
@@ -69,6 +73,11 @@ Result<std::shared_ptr<Core>> Core::create(Options options) {
                                                 " ms; it must be at least 1 ms"));
   auto chosen = choose_source(options);
   if (!chosen) return fail(chosen.error());
+  if (const auto delivers = chosen->source->delivers(); !delivers) {
+    Error why = delivers.error().with_context("no task work");
+    if (options.delivery == Delivery::task_work) return fail(std::move(why));
+    if (options.delivery == Delivery::automatic) chosen->why_not.push_back(why.message());
+  }
   auto core = std::shared_ptr<Core>(new Core(std::move(options), std::move(*chosen)));
   for (const std::string& why : core->why_not_) core->dispatcher_.log(LogLevel::info, why);
   Core* const self = core.get();
@@ -80,10 +89,27 @@ Result<std::shared_ptr<Core>> Core::create(Options options) {
 
 void Core::stop() noexcept {
   if (inert()) return;
+  disarm_all();
   dispatcher_.stop();
   const std::lock_guard lock(mutex_);
   for (const auto& [cookie, socket] : sockets_)
     for (AlarmRecord* record : socket->alarms) record->cut_short();
+}
+
+// Who delivers directly does not ask whether there still is a dispatcher. The alarms stay armed, for nothing.
+void Core::disarm_all() noexcept {
+  const std::lock_guard lock(mutex_);
+  for (const auto& [cookie, socket] : sockets_) {
+    for (AlarmRecord* record : socket->alarms) {
+      std::uint64_t word = record->control().load();
+      for (Control control = Control::unpack(word); control.state == Control::State::armed;
+           control = Control::unpack(word)) {
+        control.interest = events::none;
+        if (record->control().compare_exchange_weak(word, control.pack())) break;
+      }
+      record->await_delivery();
+    }
+  }
 }
 
 void Core::in_child() noexcept {
@@ -166,13 +192,19 @@ void Core::remove(AlarmRecord& record) noexcept {
 bool Core::start(AlarmRecord& record) {
   if (inert() || dispatcher_.stopped()) return false;
   std::uint64_t idle = record.control().load();
-  if (Control::unpack(idle).state == Control::State::fired) {
+  if (Control::unpack(idle).has_fired()) {
     if (!rearm_fired(record)) return false;
     idle = record.control().load();
   }
   Control control = Control::unpack(idle);
   if (control.state != Control::State::idle) return false;
   record.arming_thread.store(current_thread(), std::memory_order_relaxed);
+  if (record.primary) {
+    WatchState& state = *record.socket->state;
+    const bool direct = task_work_ && record.signal_word != 0;
+    shared(state.tid).store(direct ? source_->direct_thread() : 0, std::memory_order_relaxed);
+    shared(state.signal).store(record.signal_word, std::memory_order_relaxed);
+  }
   ++control.generation;
   control.state = Control::State::armed;
   control.interest = record.options.on;
@@ -190,6 +222,7 @@ bool Core::rearm_fired(AlarmRecord& record) {
   const std::lock_guard lock(record.mutex);
   if (record.phase.load() != AlarmRecord::Phase::ended) return false;
   Control control = record.load();
+  if (control.state == Control::State::delivering) return false;  // cancelled while the signal is on its way
   control.state = Control::State::idle;
   record.control().store(control.pack());
   record.phase.store(AlarmRecord::Phase::waiting);
@@ -222,11 +255,15 @@ Cancelled Core::cancel(AlarmRecord& record, bool wait) noexcept {
       return Cancelled::prevented;
     }
     std::unique_lock lock(record.mutex);
-    if (const std::uint64_t now = record.control().load(); now != word) {
-      word = now;
+    if (Control::unpack(record.control().load()).generation != control.generation ||
+        !record.load().has_fired()) {
+      word = record.control().load();
       continue;
     }
-    if (wait) take_pending_signal();
+    if (wait) {
+      record.await_delivery();
+      take_pending_signal();
+    }
     if (record.phase.load() == AlarmRecord::Phase::ended) return Cancelled::inactive;
     const Dispatcher::TimerId resume = std::exchange(record.resume, Dispatcher::kNoTimer);
     if (record.phase.load() == AlarmRecord::Phase::running) {
@@ -249,21 +286,44 @@ bool Core::fire(AlarmRecord& record, Events happened) {
   Control fired;
   if (!record.try_fire(happened, fired)) return false;
   fired_.fetch_add(1, std::memory_order_relaxed);
+  post(record, fired.generation, event_of(record, happened & fired.interest), 0);
+  return true;
+}
+
+Event Core::event_of(const AlarmRecord& record, Events happened) const {
   WatchState& state = *record.socket->state;
   Event event;
-  event.what = happened & fired.interest;
+  event.what = happened;
   event.cookie = record.socket->cookie;
-  event.at = seen_at(state, event.what);
+  event.at = seen_at(state, happened);
   if (event.at == Clock::time_point{}) event.at = Clock::now();
-  if (event.what & (events::shut - events::fin)) event.error = static_cast<int>(shared(state.error).load());
+  if (happened & (events::shut - events::fin)) event.error = static_cast<int>(shared(state.error).load());
+  return event;
+}
+
+void Core::post(AlarmRecord& record, std::uint32_t generation, const Event& event, int first_action) {
   // Without an owner the Alarm has been destroyed meanwhile, after a cancel that ended it.
   auto owner = record.weak_from_this().lock();
-  if (!owner) return true;
-  record.queue(fired.generation, event);
+  if (!owner) return;
+  record.queue(generation, event);
   // Also if it was cancelled just now: the dispatcher finds that out, and our reference, perhaps the last
   // one, is let go of there and not under the mutex, which the record's destructor takes.
-  dispatcher_.post({std::move(owner), fired.generation, 0});
-  return true;
+  dispatcher_.post({std::move(owner), generation, first_action});
+}
+
+// After its signal was sent without us.
+void Core::go_on(AlarmRecord& record, News::Direct direct) {
+  const Control control = record.load();
+  const Event event = event_of(record, seen(*record.socket->state) & control.interest);
+  post(record, control.generation, event, direct == News::Direct::failed ? 0 : 1);
+}
+
+Event Core::cause(AlarmRecord& record) const {
+  const std::lock_guard held(record.mutex);
+  const Control control = record.load();
+  if (!control.has_fired()) return {};
+  if (record.run_generation == control.generation) return record.cause;
+  return event_of(record, seen(*record.socket->state) & control.interest);
 }
 
 void Core::settle(AlarmRecord& record) noexcept {
@@ -297,7 +357,8 @@ void Core::on_news(const News& news) {
   Socket& socket = *known->second;
   switch (news.certainty) {
     case News::Certainty::recorded:
-      return fire_ready(socket, events::none);
+      if (news.direct == News::Direct::scheduled) await_direct(socket);
+      return fire_ready(socket, events::none, news.direct);
     case News::Certainty::exact:
       return fire_ready(socket, news.what);
     case News::Certainty::hint:
@@ -315,10 +376,25 @@ void Core::found(Socket& socket, Events sticky, int error, std::uint64_t at) {
   fire_ready(socket, events::none);
 }
 
-void Core::fire_ready(Socket& socket, Events momentary) {
+void Core::fire_ready(Socket& socket, Events momentary, News::Direct direct) {
   const Events now = seen(*socket.state) | momentary;
-  for (AlarmRecord* record : socket.alarms) fire(*record, now);
+  for (AlarmRecord* record : socket.alarms) {
+    if (record->awaits_rest())
+      go_on(*record, direct);
+    else if (direct != News::Direct::scheduled || !record->primary)
+      fire(*record, now);
+  }
   refresh(socket);
+}
+
+// Its thread is to take the first alarm; if it does not get to it in time, we do.
+void Core::await_direct(Socket& socket) {
+  dispatcher_.add_timer(Clock::now() + kDirectGrace, [this, weak = socket.weak_from_this()] {
+    const auto alive = weak.lock();
+    if (!alive) return;
+    const std::lock_guard lock(mutex_);
+    fire_ready(*alive, events::none);
+  });
 }
 
 // Brings what the socket's armed alarms need beside the shared words up to date.
@@ -400,7 +476,10 @@ void Core::check_closed() {
 }
 
 Description Core::describe() const {
-  Description description{source_->kind(), {}, why_not_};
+  Description description;
+  description.source = source_->kind();
+  description.delivery = task_work_ ? Delivery::task_work : Delivery::dispatcher;
+  description.why_not = why_not_;
   switch (source_->kind()) {
     case SourceKind::kernel:
       description.text =
@@ -415,6 +494,8 @@ Description Core::describe() const {
               ? "poll: one poll() over all sockets"
               : "poll: one poll() over all sockets; without POLLRDHUP, fin is known once all was read";
   }
+  description.text +=
+      task_work_ ? "; signals by task work in the thread that armed" : "; signals by the dispatcher";
   return description;
 }
 
@@ -425,8 +506,9 @@ Stats Core::stats() const {
     stats.watches = sockets_.size();
   }
   const SourceStats source = source_->stats();
-  stats.fired = fired_.load(std::memory_order_relaxed);
-  stats.actions_run = dispatcher_.actions_run();
+  stats.fired_directly = source.delivered;
+  stats.fired = fired_.load(std::memory_order_relaxed) + stats.fired_directly;
+  stats.actions_run = dispatcher_.actions_run() + stats.fired_directly;
   stats.actions_failed = dispatcher_.actions_failed();
   stats.records = source.records;
   stats.records_lost = source.lost;

@@ -43,6 +43,9 @@ class Core final : public std::enable_shared_from_this<Core>, private ForkListen
   bool start(AlarmRecord& record);
   Cancelled cancel(AlarmRecord& record, bool wait) noexcept;
 
+  // What set it off; as far as is known while the chain is about to begin.
+  Event cause(AlarmRecord& record) const;
+
   Description describe() const;
   Stats stats() const;
 
@@ -53,8 +56,12 @@ class Core final : public std::enable_shared_from_this<Core>, private ForkListen
   // With the mutex held:
   void on_news(const News& news);
   void found(Socket& socket, Events sticky, int error, std::uint64_t at);
-  void fire_ready(Socket& socket, Events momentary);
+  void fire_ready(Socket& socket, Events momentary, News::Direct direct = News::Direct::none);
   bool fire(AlarmRecord& record, Events happened);
+  Event event_of(const AlarmRecord& record, Events happened) const;
+  void post(AlarmRecord& record, std::uint32_t generation, const Event& event, int first_action);
+  void go_on(AlarmRecord& record, News::Direct direct);
+  void await_direct(Socket& socket);
   void refresh(Socket& socket);
   void await_eof(Socket& socket);
   void stop_awaiting_eof(Socket& socket) noexcept;
@@ -64,6 +71,7 @@ class Core final : public std::enable_shared_from_this<Core>, private ForkListen
   void add_deadline(AlarmRecord& record, std::uint32_t generation);
 
   bool rearm_fired(AlarmRecord& record);
+  void disarm_all() noexcept;
   bool arm_with_help(AlarmRecord& record, std::uint64_t idle, std::uint64_t armed);
   void handle_news(const std::vector<News>& news, bool some_lost);
   void settle(AlarmRecord& record) noexcept;
@@ -71,7 +79,8 @@ class Core final : public std::enable_shared_from_this<Core>, private ForkListen
   const Options options_;
   const std::uint64_t made_in_ = fork_generation();
   const std::unique_ptr<Source> source_;
-  const std::vector<std::string> why_not_;
+  std::vector<std::string> why_not_;
+  const bool task_work_;  // in force
   Dispatcher dispatcher_;
   std::atomic<std::uint64_t> fired_{0};
 

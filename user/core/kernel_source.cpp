@@ -6,6 +6,7 @@
 
 #include "core/bpf_session.h"
 #include "core/epoll_source.h"
+#include "core/fork.h"
 #include "core/socket.h"
 #include "core/sources.h"
 
@@ -80,18 +81,35 @@ class KernelSource final : public Source {
     for (const sockalarm_record& record : records_) {
       ++stats_.records;
       news.push_back({record.cookie, Events(record.events) & events::all, static_cast<int>(record.error),
-                      record.at, News::Certainty::recorded});
+                      record.at, News::Certainty::recorded, direct_of(record)});
     }
     stats_.bad = session_->bad_records();
     // After the records were freed (see push() on the kernel side).
-    const std::uint64_t lost = session_->lost();
+    const std::uint64_t lost = shared(session_->header().lost).load();
     const bool some_lost = lost != stats_.lost;
     stats_.lost = lost;
     return some_lost;
   }
 
   void wake() noexcept override { epoll_->wake(); }
-  SourceStats stats() const noexcept override { return {stats_.records, stats_.lost, stats_.bad}; }
+  SourceStats stats() const noexcept override {
+    return {stats_.records, stats_.lost, stats_.bad, shared(session_->header().delivered).load()};
+  }
+
+  Result<void> delivers() const override { return session_->delivers(); }
+  std::uint32_t direct_thread() noexcept override {
+    // The same for every source of this process, so remembered per thread.
+    struct Known {
+      std::uint64_t generation = ~std::uint64_t{0};
+      std::uint32_t tid = 0;
+    };
+    static thread_local Known known;
+    if (known.generation != fork_generation()) {
+      const auto self = session_->introduce_thread();
+      known = {fork_generation(), self ? self->tid : 0};
+    }
+    return known.tid;
+  }
 
   void after_fork() noexcept override {
     session_->after_fork();
@@ -99,6 +117,11 @@ class KernelSource final : public Source {
   }
 
  private:
+  static News::Direct direct_of(const sockalarm_record& record) noexcept {
+    return record.direct <= SOCKALARM_DIRECT_FAILED ? static_cast<News::Direct>(record.direct)
+                                                    : News::Direct::none;
+  }
+
   struct Counters {  // written by the dispatcher, read by any thread
     std::atomic<std::uint64_t> records{0}, lost{0}, bad{0};
   };
@@ -123,7 +146,8 @@ std::uint32_t table_length(std::size_t wanted) {
 }  // namespace
 
 Result<std::unique_ptr<Source>> make_kernel_source(const Options& options) {
-  auto session = BpfSession::open(table_length(options.max_watches), options.ring_bytes);
+  const bool direct = options.delivery == Delivery::automatic || options.delivery == Delivery::task_work;
+  auto session = BpfSession::open(table_length(options.max_watches), options.ring_bytes, direct);
   if (!session) return fail(session.error());
   auto epoll = EpollSource::open();
   if (!epoll) return fail(epoll.error());

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/socket_look.h"
+#include "sockalarm_abi.h"
 
 namespace sockalarm::detail {
 
@@ -26,10 +27,17 @@ struct News {
     exact,     // it is what it says: readable, urgent
     hint       // by poll flags: look at the socket; `what` stands if its descriptor can no longer be asked
   } certainty = Certainty::hint;
+  enum class Direct {
+    none = SOCKALARM_DIRECT_NONE,
+    scheduled = SOCKALARM_DIRECT_SCHEDULED,  // the arming thread will take the alarm when it runs next
+    done = SOCKALARM_DIRECT_DONE,            // it did; the dispatcher goes on with the rest of the chain
+    failed = SOCKALARM_DIRECT_FAILED         // it took it, but could not be signalled
+  } direct = Direct::none;
 };
 
 struct SourceStats {
   std::uint64_t records = 0, lost = 0, bad = 0;
+  std::uint64_t delivered = 0;  // alarms whose signal the kernel side sent
 };
 
 // Where events come from. It owns the waiting of the dispatcher thread. add, remove and want are called with
@@ -49,6 +57,14 @@ class Source {
   // Report eof of a socket with data pending after the FIN. False: it cannot, the caller must check on a
   // timer.
   virtual bool watch_reads(Socket&, bool /*on*/) { return false; }
+
+  // Whether the kernel side delivers signals by task work; else why not.
+  virtual Result<void> delivers() const {
+    return fail(Error(Errc::unsupported, "only the kernel source has task work"));
+  }
+  // The calling thread's id in the initial pid namespace, for direct delivery; 0: not to be had. Costs a
+  // system call the first time that a thread asks.
+  virtual std::uint32_t direct_thread() noexcept { return 0; }
 
   // Sleeps until there is news, wake() was called, or `until`. Appends to `news`; true: also look at every
   // registered socket's WatchState, since news was lost.

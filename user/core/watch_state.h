@@ -20,11 +20,20 @@ static_assert(events::fin.bits() == SOCKALARM_FIN && events::reset.bits() == SOC
 
 // The control word taken apart.
 struct Control {
-  enum class State : std::uint8_t { idle = SOCKALARM_IDLE, armed = SOCKALARM_ARMED, fired = SOCKALARM_FIRED };
+  enum class State : std::uint8_t {
+    idle = SOCKALARM_IDLE,
+    armed = SOCKALARM_ARMED,
+    fired = SOCKALARM_FIRED,            // won by the library: the dispatcher runs the whole chain
+    delivering = SOCKALARM_DELIVERING,  // won in the arming thread, where the signal is being sent
+    delivered = SOCKALARM_DELIVERED     // and has been sent: the dispatcher runs the rest
+  };
 
   std::uint32_t generation = 0;
   Events interest;
   State state = State::idle;
+
+  // Went off in this generation, whoever won it.
+  constexpr bool has_fired() const noexcept { return state >= State::fired; }
 
   static constexpr Control unpack(std::uint64_t word) noexcept {
     return {static_cast<std::uint32_t>(word >> 32),

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <csignal>
 #include <mutex>
 #include <optional>
@@ -35,7 +36,7 @@ std::shared_ptr<AlarmRecord> WatchHandle::take_record() {
   if (spare && !spare->in_use.load(std::memory_order_acquire)) {
     // Still running only if the Alarm was destroyed from inside its own action.
     const Control control = spare->load();
-    if (control.state != Control::State::fired || spare->phase.load() == AlarmRecord::Phase::ended) {
+    if (!control.has_fired() || spare->phase.load() == AlarmRecord::Phase::ended) {
       spare->in_use.store(true, std::memory_order_relaxed);
       return spare;
     }
@@ -80,29 +81,6 @@ std::string describe_progress(const Alarm& alarm) {
 }
 
 }  // namespace
-
-std::string_view to_string(SourceKind kind) noexcept {
-  switch (kind) {
-    case SourceKind::kernel:
-      return "kernel";
-    case SourceKind::epoll:
-      return "epoll";
-    case SourceKind::poll:
-      return "poll";
-    case SourceKind::automatic:
-      break;
-  }
-  return "automatic";
-}
-
-Result<SourceKind> parse_source(std::string_view text) {
-  if (text == "auto") return SourceKind::automatic;
-  for (const SourceKind kind :
-       {SourceKind::automatic, SourceKind::kernel, SourceKind::epoll, SourceKind::poll})
-    if (text == to_string(kind)) return kind;
-  return fail(Error(Errc::invalid_text,
-                    "unknown source '" + std::string(text) + "'; use auto, kernel, epoll or poll"));
-}
 
 Watcher::Watcher(std::shared_ptr<detail::Core> core) noexcept : core_(std::move(core)) {}
 Watcher::Watcher(Watcher&&) noexcept = default;
@@ -153,11 +131,11 @@ int Watch::fd() const noexcept { return handle_->fd; }
 std::uint64_t Watch::cookie() const noexcept { return handle_->socket->cookie; }
 SourceKind Watch::source() const noexcept { return handle_->socket->served_by; }
 
-Result<Alarm> Watch::arm(ActionChain chain, ArmOptions options) const {
+Result<Alarm> Watch::arm(const ActionChain& chain, ArmOptions options) const {
   if (auto ok = check(chain, options); !ok) return fail(ok.error());
   if (auto refused = handle_->socket->core->refusal()) return fail(std::move(*refused));
   auto record = handle_->take_record();
-  record->chain = std::move(chain);
+  record->set_chain(chain);
   record->options = options;
   Alarm alarm(std::move(record));
   alarm.start();
@@ -179,7 +157,7 @@ std::stop_token Watch::stop_token(Events on) const {
     const ActionChain chain{request_stop(handle_->stop_source)};
     if (!check(chain, {.on = on, .deadline = {}}) || core.refusal()) return {};
     auto record = core.make_record(handle_->socket, handle_->fd);
-    record->chain = chain;
+    record->set_chain(chain);
     record->options.on = on;
     handle_->stop_alarm = Alarm(std::move(record));
     handle_->stop_alarm->start();
@@ -208,23 +186,25 @@ Cancelled Alarm::cancel_and_wait() noexcept { return record_->socket->core->canc
 
 bool Alarm::active() const noexcept {
   const Control control = record_->load();
-  if (control.state == Control::State::fired) return record_->phase.load() != AlarmRecord::Phase::ended;
+  if (control.has_fired()) return record_->phase.load() != AlarmRecord::Phase::ended;
   return control.state == Control::State::armed;
 }
 bool Alarm::triggered() const noexcept {
-  return record_->load().state == Control::State::fired &&
-         record_->phase.load() != AlarmRecord::Phase::waiting;
+  const Control control = record_->load();
+  // Just won by the library, and the cause not yet written down: a moment later.
+  if (control.state == Control::State::fired && record_->phase.load() == AlarmRecord::Phase::waiting)
+    return false;
+  return control.has_fired();
 }
 bool Alarm::finished() const noexcept {
   return triggered() && record_->phase.load() == AlarmRecord::Phase::ended && record_->complete.load();
 }
-int Alarm::current_action() const noexcept { return triggered() ? record_->current.load() : -1; }
+int Alarm::current_action() const noexcept { return triggered() ? std::max(record_->current.load(), 0) : -1; }
 std::size_t Alarm::action_count() const noexcept { return record_->chain.size(); }
 Event Alarm::cause() const {
   // In a forked child the mutex may be in the hands of a thread that is not there.
   if (record_->socket->core->inert() || !triggered()) return {};
-  const std::lock_guard held(record_->mutex);
-  return record_->cause;
+  return record_->socket->core->cause(*record_);
 }
 Events Alarm::events() const noexcept { return record_->options.on; }
 const ActionChain& Alarm::actions() const noexcept { return record_->chain; }
