@@ -98,13 +98,31 @@ static __always_inline __u32 mark_seen(struct sockalarm_watch_state* state, __u3
   return 0;
 }
 
-static __always_inline struct sockalarm_watch_state* state_of(const struct sockalarm_registration* where) {
-  __u32 client = where->client;
-  __u32 slot = where->slot;
+// Where a socket's state is, copied from its registration.
+struct place {
+  __u32 client, slot, generation, tgid;
+};
+
+static __always_inline struct place place_of(struct sockalarm_registration* where) {
+  volatile struct sockalarm_registration* now = where;
+  struct place place = {now->client, now->slot, now->generation, now->tgid};
+  return place;
+}
+
+// Null also if the registration is another socket's by now: memory of a deleted entry may be used again while
+// we hold a pointer to it, so what was read of it counts only if the state says the same.
+static __always_inline struct sockalarm_watch_state* state_of(const struct place* place, __u64 cookie) {
+  __u32 client = place->client;
+  __u32 slot = place->slot;
   void* table = bpf_map_lookup_elem(&watch_tables, &client);
   struct sockalarm_watch_state* state = table && slot ? bpf_map_lookup_elem(table, &slot) : 0;
-  if (!state) count_lost(SOCKALARM_LOST_NO_CLIENT);
-  return state;
+  if (!state) {
+    count_lost(SOCKALARM_LOST_NO_CLIENT);
+    return 0;
+  }
+  if (*(volatile __u64*)&state->cookie == cookie) return state;
+  count_lost(SOCKALARM_LOST_STALE);
+  return 0;
 }
 
 // What the socket's first alarm waits for, if it is armed.
@@ -119,18 +137,17 @@ static __always_inline int wants(__u32 wanted, __u32 events) {
   return (wanted & events) != 0;
 }
 
-static __always_inline struct sockalarm_table_header* header_of(const struct sockalarm_registration* where) {
-  __u32 client = where->client;
+static __always_inline struct sockalarm_table_header* header_of(const struct place* place) {
+  __u32 client = place->client;
   __u32 slot = 0;
   void* table = bpf_map_lookup_elem(&watch_tables, &client);
   return table ? bpf_map_lookup_elem(table, &slot) : 0;
 }
 
-static __always_inline void push(const struct sockalarm_registration* where, const struct news* news,
-                                 __u64 now, __u8 direct) {
-  __u32 client = where->client;
+static __always_inline void push(const struct place* place, const struct news* news, __u64 now, __u8 direct) {
+  __u32 client = place->client;
   void* ring = bpf_map_lookup_elem(&event_rings, &client);
-  struct sockalarm_table_header* header = header_of(where);
+  struct sockalarm_table_header* header = header_of(place);
   if (!ring || !header) return count_lost(SOCKALARM_LOST_NO_CLIENT);
 
   struct sockalarm_record* record = bpf_ringbuf_reserve(ring, sizeof *record, 0);
@@ -144,8 +161,8 @@ static __always_inline void push(const struct sockalarm_registration* where, con
   __builtin_memset(record, 0, sizeof *record);
   record->cookie = news->cookie;
   record->at = now;
-  record->slot = where->slot;
-  record->generation = where->generation;
+  record->slot = place->slot;
+  record->generation = place->generation;
   record->events = news->events;
   record->error = news->error;
   record->old_state = news->old_state;
@@ -159,59 +176,64 @@ static __always_inline void push(const struct sockalarm_registration* where, con
 }
 
 // Runs in the thread that armed, on its way out of the kernel, some time after it was scheduled: everything
-// is looked at anew. Must not touch an alarm that was armed by another thread.
+// is looked at anew. Must not touch an alarm that was armed by another thread, nor another socket's.
 static int deliver(struct bpf_map* map, void* key, void* value) {
-  struct sockalarm_registration* where = value;
-  struct sockalarm_watch_state* state = state_of(where);
+  struct place place = place_of(value);
+  __u64 cookie = *(__u64*)key;
+  struct sockalarm_watch_state* state = state_of(&place, cookie);
   if (!state) return 0;
-  __u64 control = *(volatile __u64*)&state->control;
-  __u64 seen = *(volatile __u64*)&state->seen;
-  __u32 events = interest_of(control) & (__u32)seen;
-  if (!events || (__u32)(seen >> 32) != where->generation) return 0;
-
-  struct news news = {.cookie = *(__u64*)key, .events = events, .error = state->error};
-  struct task_struct* task = bpf_get_current_task_btf();
-  __u32 me = (__u32)bpf_get_current_pid_tgid();
+  // In this order, with a barrier in between: the thread and the signal are those of this control word or
+  // later ones, and then the compare-and-swap fails.
+  __u64 control = __sync_fetch_and_add(&state->control, 0);
   __u32 tid = *(volatile __u32*)&state->tid;
   __u32 signal = *(volatile __u32*)&state->signal & SOCKALARM_SIGNAL_MASK;
+  __u64 seen = *(volatile __u64*)&state->seen;
+  __u32 events = interest_of(control) & (__u32)seen;
+  if (!events || (__u32)(seen >> 32) != place.generation) return 0;
+
+  struct news news = {.cookie = cookie, .events = events, .error = state->error};
+  struct task_struct* task = bpf_get_current_task_btf();
   __u8 direct = SOCKALARM_DIRECT_NONE;
-  if (tid == me && signal && !(task->flags & PF_EXITING)) {
+  if (tid == (__u32)bpf_get_current_pid_tgid() && signal && !(task->flags & PF_EXITING)) {
     __u64 ours = (control & ~(__u64)SOCKALARM_STATE_MASK) | SOCKALARM_DELIVERING;
     if (__sync_val_compare_and_swap(&state->control, control, ours) != control) return 0;  // another took it
     direct = bpf_send_signal_thread(signal) ? SOCKALARM_DIRECT_FAILED : SOCKALARM_DIRECT_DONE;
-    struct sockalarm_table_header* header = direct == SOCKALARM_DIRECT_DONE ? header_of(where) : 0;
+    struct sockalarm_table_header* header = direct == SOCKALARM_DIRECT_DONE ? header_of(&place) : 0;
     if (header) __sync_fetch_and_add(&header->delivered, 1);
     __sync_val_compare_and_swap(&state->control, ours, ours ^ SOCKALARM_DELIVERING ^ SOCKALARM_DELIVERED);
   }
-  push(where, &news, bpf_ktime_get_ns(), direct);
+  push(&place, &news, bpf_ktime_get_ns(), direct);
   return 0;
 }
 
 // False: the dispatcher must do it. Also if the thread's former work is still pending (EBUSY): that may be
 // for another thread, which armed before.
-static __always_inline int schedule(struct sockalarm_registration* where, __u32 tid) {
+static __always_inline int schedule(struct sockalarm_registration* where, __u64 cookie, __u32 tgid,
+                                    __u32 tid) {
   struct task_struct* task = bpf_task_from_pid(tid);
   if (!task) return 0;
-  int failed = -ESRCH;  // the client named a thread of another process
-  if ((__u32)task->tgid == where->tgid)
+  int failed = -ESRCH;  // the client named a thread of another process, or it is on its way out
+  if ((__u32)task->tgid == tgid && !(task->flags & PF_EXITING))
     failed = bpf_task_work_schedule_signal_impl(task, &where->task_work, &registry, deliver, 0);
   bpf_task_release(task);
-  return !failed;
+  // An entry that was deleted meanwhile takes the work with it.
+  return !failed && bpf_map_lookup_elem(&registry, &cookie) == where;
 }
 
 static __always_inline void report(struct sockalarm_registration* where, struct news* news,
                                    int may_be_direct) {
-  struct sockalarm_watch_state* state = state_of(where);
+  struct place place = place_of(where);
+  struct sockalarm_watch_state* state = state_of(&place, news->cookie);
   if (!state) return;
   __u64 now = bpf_ktime_get_ns();
-  if ((__u32)(*(volatile __u64*)&state->seen >> 32) == where->generation) {  // the time before the fact
+  if ((__u32)(*(volatile __u64*)&state->seen >> 32) == place.generation) {  // the time before the fact
     if (news->events & SOCKALARM_FIN) __sync_val_compare_and_swap(&state->fin_at, 0, now);
     if (news->events & (SOCKALARM_RESET | SOCKALARM_TIMEOUT | SOCKALARM_ERROR)) {
       state->error = news->error;
       __sync_val_compare_and_swap(&state->end_at, 0, now);
     }
   }
-  news->events = mark_seen(state, where->generation, news->events);
+  news->events = mark_seen(state, place.generation, news->events);
   if (!news->events) return;
 
   __u32 interest = interest_of(*(volatile __u64*)&state->control);
@@ -220,11 +242,12 @@ static __always_inline void report(struct sockalarm_registration* where, struct 
   if (wants(interest, news->events)) {
     __u32 signal = *(volatile __u32*)&state->signal;
     __u32 tid = *(volatile __u32*)&state->tid;
-    if (may_be_direct && (interest & news->events) && signal && tid && schedule(where, tid))
+    if (may_be_direct && (interest & news->events) && signal && tid &&
+        schedule(where, news->cookie, place.tgid, tid))
       direct = SOCKALARM_DIRECT_SCHEDULED;
     tell |= !direct || (signal & SOCKALARM_MORE_ACTIONS);
   }
-  if (tell) push(where, news, now, direct);
+  if (tell) push(&place, news, now, direct);
 }
 
 static __always_inline __u32 event_of_error(int error) {
@@ -334,18 +357,17 @@ int BPF_PROG(on_error_report_twin, const struct sock* sk) { return error_reporte
 static __always_inline void forget(__u64 cookie) {
   struct sockalarm_registration* where = bpf_map_lookup_elem(&registry, &cookie);
   if (!where) return;
-  struct sockalarm_registration copy = {
-      .client = where->client, .slot = where->slot, .generation = where->generation};
+  struct place place = place_of(where);
   struct news news = {.cookie = cookie, .events = SOCKALARM_CLOSED};
   report(where, &news, 0);
   bpf_map_delete_elem(&registry, &cookie);
   // A direct delivery that was still pending went with the entry: the dispatcher does it.
-  struct sockalarm_watch_state* state = state_of(&copy);
+  struct sockalarm_watch_state* state = state_of(&place, cookie);
   if (!state) return;
   __u64 seen = *(volatile __u64*)&state->seen;
-  if ((__u32)(seen >> 32) != copy.generation) return;
+  if ((__u32)(seen >> 32) != place.generation) return;
   news.events = interest_of(*(volatile __u64*)&state->control) & (__u32)seen & ~SOCKALARM_CLOSED;
-  if (news.events) push(&copy, &news, bpf_ktime_get_ns(), SOCKALARM_DIRECT_NONE);
+  if (news.events) push(&place, &news, bpf_ktime_get_ns(), SOCKALARM_DIRECT_NONE);
 }
 
 // Hook: cgroup/sock_release on the root cgroup (5.9): the last descriptor of an IPv4 or IPv6 socket went, in

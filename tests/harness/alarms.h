@@ -77,8 +77,17 @@ bool eventually(Condition condition, std::chrono::nanoseconds patience = kPatien
 // Kernel tests may be skipped on a developer's machine without privileges, never in CI.
 inline bool kernel_required() { return std::getenv("SOCKALARM_REQUIRE_KERNEL") != nullptr; }
 
-inline Result<Watcher> make_watcher(SourceKind kind, Options options = {}) {
-  options.source = kind;
+// What a parameterised test runs over: a source, and who delivers signals.
+struct Way {
+  Way(SourceKind kind, Delivery who = Delivery::automatic) : source(kind), delivery(who) {}  // NOLINT
+  operator SourceKind() const { return source; }                                             // NOLINT
+  SourceKind source;
+  Delivery delivery;
+};
+
+inline Result<Watcher> make_watcher(Way way, Options options = {}) {
+  options.source = way.source;
+  options.delivery = way.delivery;
   return Watcher::create(std::move(options));
 }
 

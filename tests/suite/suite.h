@@ -12,7 +12,7 @@
 namespace sockalarm::test {
 
 // Sources of this executable. The kernel source needs privileges, so it is left to the privileged one.
-inline std::vector<SourceKind> tested_sources() {
+inline std::vector<Way> tested_sources() {
 #if SOCKALARM_TEST_KERNEL
   return {SourceKind::kernel, SourceKind::epoll, SourceKind::poll};
 #elif SOCKALARM_LINUX
@@ -28,15 +28,32 @@ inline constexpr bool kFinNeedsReading = true;  // fin is known only when all be
 inline constexpr bool kFinNeedsReading = false;
 #endif
 
-class SourceTest : public testing::TestWithParam<SourceKind> {};
-
-inline std::string source_name(const testing::TestParamInfo<SourceKind>& info) {
-  return std::string(to_string(info.param));
+// The same sources with every delivery that they may have. Automatic: by task work where the kernel has it.
+inline std::vector<Way> tested_ways() {
+  std::vector<Way> ways;
+  for (const SourceKind source : tested_sources()) {
+    ways.emplace_back(source);
+    if (source == SourceKind::kernel) ways.emplace_back(source, Delivery::dispatcher);
+#if SOCKALARM_LINUX
+    ways.emplace_back(source, Delivery::sigio);
+#endif
+  }
+  return ways;
 }
 
-#define SOCKALARM_SUITE(fixture)                                                                    \
-  class fixture : public ::sockalarm::test::SourceTest {};                                          \
-  INSTANTIATE_TEST_SUITE_P(Source, fixture, testing::ValuesIn(::sockalarm::test::tested_sources()), \
-                           ::sockalarm::test::source_name)
+class SourceTest : public testing::TestWithParam<Way> {};
+
+inline std::string way_name(const testing::TestParamInfo<Way>& info) {
+  const std::string source(to_string(info.param.source));
+  return info.param.delivery == Delivery::automatic
+             ? source
+             : source + "_" + std::string(to_string(info.param.delivery));
+}
+
+#define SOCKALARM_SUITE_OVER(ways, fixture)                                               \
+  class fixture : public ::sockalarm::test::SourceTest {};                                \
+  INSTANTIATE_TEST_SUITE_P(Source, fixture, testing::ValuesIn(::sockalarm::test::ways()), \
+                           ::sockalarm::test::way_name)
+#define SOCKALARM_SUITE(fixture) SOCKALARM_SUITE_OVER(tested_sources, fixture)
 
 }  // namespace sockalarm::test

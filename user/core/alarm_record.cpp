@@ -18,8 +18,8 @@ void AlarmRecord::set_chain(const ActionChain& new_chain) {
   // Mostly it is the same one again: compared, because a copy costs two atomic counts.
   if (new_chain.actions_ == chain.actions_) return;
   chain = new_chain;
-  signal_word = static_cast<std::uint32_t>(chain.first_signal_);
-  if (signal_word != 0 && chain.size() > 1) signal_word |= SOCKALARM_MORE_ACTIONS;
+  const auto signal = static_cast<std::uint32_t>(chain.first_signal_);
+  signal_word.store(signal != 0 && chain.size() > 1 ? signal | SOCKALARM_MORE_ACTIONS : signal);
 }
 
 void AlarmRecord::await_delivery() const noexcept {
@@ -28,7 +28,12 @@ void AlarmRecord::await_delivery() const noexcept {
   while (load().state == Control::State::delivering) std::this_thread::yield();
 }
 
-AlarmRecord::~AlarmRecord() { socket->core->remove(*this); }
+AlarmRecord::~AlarmRecord() {
+#if SOCKALARM_LINUX
+  Sigio::leave(*this);
+#endif
+  socket->core->remove(*this);
+}
 
 bool AlarmRecord::try_fire(Events what, Control& fired) noexcept {
   std::uint64_t word = control().load();

@@ -16,6 +16,7 @@
 namespace sockalarm::detail {
 
 struct Socket;
+struct ThreadAlarms;
 
 // What an Alarm stands for. Two parts, each with its own rule:
 //
@@ -44,8 +45,8 @@ struct AlarmRecord : std::enable_shared_from_this<AlarmRecord> {
   void set_chain(const ActionChain& new_chain);
   ActionChain chain;
   ArmOptions options;
-  std::uint32_t signal_word =
-      0;  // of the chain, as in WatchState::signal; 0: only the dispatcher can begin it
+  // Of the chain, as in WatchState::signal; 0: only the dispatcher can begin it.
+  std::atomic<std::uint32_t> signal_word{0};
   std::atomic<bool> in_use{true};  // by an Alarm; a Watch gives a free record to its next Alarm
 
   std::atomic<pid_t> arming_thread{0};
@@ -88,6 +89,14 @@ struct AlarmRecord : std::enable_shared_from_this<AlarmRecord> {
   Dispatcher::TimerId resume{};
 
   Dispatcher::TimerId deadline_timer{};  // guarded by the Core's mutex
+
+  // Sigio's: the list of the thread that armed, under `mutex`; the next on it, under the list's lock.
+  std::shared_ptr<ThreadAlarms> listed_in;
+  AlarmRecord* next_listed = nullptr;
+  // On the Core's list of those whose signal was sent by Sigio, which keeps them alive.
+  std::atomic<bool> reported{false};
+  AlarmRecord* next_reported = nullptr;
+  std::shared_ptr<AlarmRecord> reported_self;
 
  private:
   bool ended_by_cancel() noexcept;  // mutex held

@@ -59,11 +59,30 @@ void take_pending_signal() noexcept {
 
 Socket::~Socket() { core->remove(*this); }
 
-Core::Core(Options options, ChosenSource chosen)
+// Refuses a delivery that was demanded and cannot be had; one that was only wished for goes on the list.
+Result<std::shared_ptr<Sigio>> choose_delivery(const Options& options, ChosenSource& chosen) {
+  if (options.delivery == Delivery::sigio) {
+#if SOCKALARM_LINUX
+    return Sigio::acquire();
+#else
+    return fail(Error(Errc::unsupported, "signal-driven I/O to a thread is only on Linux"));
+#endif
+  }
+  const auto delivers = chosen.source->delivers();
+  if (!delivers && options.delivery != Delivery::dispatcher) {
+    Error why = delivers.error().with_context("no task work");
+    if (options.delivery == Delivery::task_work) return fail(std::move(why));
+    chosen.why_not.push_back(why.message());
+  }
+  return nullptr;
+}
+
+Core::Core(Options options, ChosenSource chosen, std::shared_ptr<Sigio> sigio)
     : options_(std::move(options)),
       source_(std::move(chosen.source)),
       why_not_(std::move(chosen.why_not)),
       task_work_(source_->delivers().has_value()),
+      sigio_(std::move(sigio)),
       dispatcher_(*source_, options_.log) {}
 
 Result<std::shared_ptr<Core>> Core::create(Options options) {
@@ -73,12 +92,9 @@ Result<std::shared_ptr<Core>> Core::create(Options options) {
                                                 " ms; it must be at least 1 ms"));
   auto chosen = choose_source(options);
   if (!chosen) return fail(chosen.error());
-  if (const auto delivers = chosen->source->delivers(); !delivers) {
-    Error why = delivers.error().with_context("no task work");
-    if (options.delivery == Delivery::task_work) return fail(std::move(why));
-    if (options.delivery == Delivery::automatic) chosen->why_not.push_back(why.message());
-  }
-  auto core = std::shared_ptr<Core>(new Core(std::move(options), std::move(*chosen)));
+  auto sigio = choose_delivery(options, *chosen);
+  if (!sigio) return fail(sigio.error());
+  auto core = std::shared_ptr<Core>(new Core(std::move(options), std::move(*chosen), std::move(*sigio)));
   for (const std::string& why : core->why_not_) core->dispatcher_.log(LogLevel::info, why);
   Core* const self = core.get();
   auto started = core->dispatcher_.start(
@@ -89,11 +105,19 @@ Result<std::shared_ptr<Core>> Core::create(Options options) {
 
 void Core::stop() noexcept {
   if (inert()) return;
+  dispatcher_.refuse();
   disarm_all();
   dispatcher_.stop();
-  const std::lock_guard lock(mutex_);
-  for (const auto& [cookie, socket] : sockets_)
-    for (AlarmRecord* record : socket->alarms) record->cut_short();
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [cookie, socket] : sockets_) {
+      for (AlarmRecord* record : socket->alarms) record->cut_short();
+#if SOCKALARM_LINUX
+      Sigio::release(*socket);
+#endif
+    }
+  }
+  collect_reported();  // they keep themselves alive, and with them us
 }
 
 // Who delivers directly does not ask whether there still is a dispatcher. The alarms stay armed, for nothing.
@@ -108,6 +132,9 @@ void Core::disarm_all() noexcept {
         if (record->control().compare_exchange_weak(word, control.pack())) break;
       }
       record->await_delivery();
+#if SOCKALARM_LINUX
+      Sigio::leave(*record);
+#endif
     }
   }
 }
@@ -168,6 +195,9 @@ void Core::remove(Socket& socket) noexcept {
   const std::lock_guard lock(mutex_);
   closed_awaited_.erase(&socket);
   if (!socket.registered) return;
+#if SOCKALARM_LINUX
+  Sigio::release(socket);
+#endif
   stop_awaiting_eof(socket);
   source_->remove(socket);
   sockets_.erase(socket.cookie);
@@ -199,12 +229,7 @@ bool Core::start(AlarmRecord& record) {
   Control control = Control::unpack(idle);
   if (control.state != Control::State::idle) return false;
   record.arming_thread.store(current_thread(), std::memory_order_relaxed);
-  if (record.primary) {
-    WatchState& state = *record.socket->state;
-    const bool direct = task_work_ && record.signal_word != 0;
-    shared(state.tid).store(direct ? source_->direct_thread() : 0, std::memory_order_relaxed);
-    shared(state.signal).store(record.signal_word, std::memory_order_relaxed);
-  }
+  prepare_direct(record);
   ++control.generation;
   control.state = Control::State::armed;
   control.interest = record.options.on;
@@ -213,8 +238,25 @@ bool Core::start(AlarmRecord& record) {
 
   // The fast path. Armed first, looked second; the reporting side does it the other way round.
   if (!record.control().compare_exchange_strong(idle, control.pack())) return false;
+  if (dispatcher_.stopped()) {  // meanwhile; stop() may not have seen that it was armed
+    cancel(record, true);
+    return false;
+  }
   if (const Events now = seen(*record.socket->state) & control.interest) fire(record, now);
   return true;
+}
+
+// Who is to be signalled, before the alarm can be seen as armed.
+void Core::prepare_direct(AlarmRecord& record) noexcept {
+  const std::uint32_t word = record.signal_word.load(std::memory_order_relaxed);
+  const bool wanted = word != 0;
+#if SOCKALARM_LINUX
+  if (sigio_ && (!wanted || !sigio_->enter(record))) Sigio::leave(record);
+#endif
+  if (!record.primary || !task_work_) return;
+  WatchState& state = *record.socket->state;
+  shared(state.tid).store(wanted ? source_->direct_thread() : 0, std::memory_order_relaxed);
+  shared(state.signal).store(word, std::memory_order_relaxed);
 }
 
 // From fired, with the chain at its end, back to idle.
@@ -222,7 +264,6 @@ bool Core::rearm_fired(AlarmRecord& record) {
   const std::lock_guard lock(record.mutex);
   if (record.phase.load() != AlarmRecord::Phase::ended) return false;
   Control control = record.load();
-  if (control.state == Control::State::delivering) return false;  // cancelled while the signal is on its way
   control.state = Control::State::idle;
   record.control().store(control.pack());
   record.phase.store(AlarmRecord::Phase::waiting);
@@ -234,7 +275,7 @@ bool Core::rearm_fired(AlarmRecord& record) {
 
 bool Core::arm_with_help(AlarmRecord& record, std::uint64_t idle, std::uint64_t armed) {
   const std::lock_guard lock(mutex_);
-  if (!record.control().compare_exchange_strong(idle, armed)) return false;
+  if (dispatcher_.stopped() || !record.control().compare_exchange_strong(idle, armed)) return false;
   if (record.options.deadline.count() > 0) add_deadline(record, Control::unpack(armed).generation);
   refresh(*record.socket);
   if (const Events now = seen(*record.socket->state) & record.options.on; now && fire(record, now))
@@ -260,13 +301,13 @@ Cancelled Core::cancel(AlarmRecord& record, bool wait) noexcept {
       word = record.control().load();
       continue;
     }
-    if (wait) {
-      record.await_delivery();
-      take_pending_signal();
-    }
+    if (wait) take_pending_signal();
     if (record.phase.load() == AlarmRecord::Phase::ended) return Cancelled::inactive;
     const Dispatcher::TimerId resume = std::exchange(record.resume, Dispatcher::kNoTimer);
-    if (record.phase.load() == AlarmRecord::Phase::running) {
+    // While another thread is being signalled the chain is under way too, and the dispatcher ends it when it
+    // takes over.
+    if (record.phase.load() == AlarmRecord::Phase::running ||
+        record.load().state == Control::State::delivering) {
       record.cancel_requested = true;
       if (wait && !dispatcher_.on_this_thread())
         record.ended.wait(lock, [&] { return record.phase.load() == AlarmRecord::Phase::ended; });
@@ -343,7 +384,63 @@ void Core::add_deadline(AlarmRecord& record, std::uint32_t generation) {
   record.deadline_timer = dispatcher_.add_timer(Clock::now() + record.options.deadline, std::move(expire));
 }
 
+void Core::deliver_here(AlarmRecord& record) noexcept {
+#if SOCKALARM_LINUX
+  const Control armed = record.load();
+  if (armed.state != Control::State::armed) return;
+  Socket& socket = *record.socket;
+  // The kernel side has seen it before the signal was sent. Otherwise the socket is asked: the dispatcher may
+  // not have got to it. It will, and then serves the socket's other alarms.
+  if (socket.slot == 0 && !(seen(*socket.state) & armed.interest) &&
+      file_identity(record.fd) == socket.cookie) {
+    if (const Events now = look(record.fd, socket.kind, source_->poll_style()))
+      mark_seen(*socket.state, now, errno_of(now), to_ns(Clock::now()));
+  }
+  if (!(seen(*socket.state) & armed.interest)) return;  // ordinary data
+
+  Control taken = armed;
+  taken.state = Control::State::delivering;
+  std::uint64_t word = armed.pack();
+  if (!record.control().compare_exchange_strong(word, taken.pack())) return;
+  const int number = static_cast<int>(record.signal_word.load() & SOCKALARM_SIGNAL_MASK);
+  ::syscall(SYS_tgkill, ::getpid(), record.arming_thread.load(),
+            number);  // to ourselves: it comes after this handler
+  taken.state = Control::State::delivered;
+  record.control().store(taken.pack());
+  delivered_here_.fetch_add(1, std::memory_order_relaxed);
+  report(record);
+#else
+  (void)record;
+#endif
+}
+
+// In a signal handler: onto a list that the dispatcher takes whole. What is on it is alive.
+void Core::report(AlarmRecord& record) noexcept {
+  if (!record.reported.exchange(true)) {
+    record.reported_self = record.weak_from_this().lock();
+    record.next_reported = reported_.load(std::memory_order_relaxed);
+    while (!reported_.compare_exchange_weak(record.next_reported, &record)) {
+    }
+  }
+  source_->wake();
+}
+
+void Core::collect_reported() {
+  AlarmRecord* next = reported_.exchange(nullptr);
+  while (next != nullptr) {
+    AlarmRecord& record = *next;
+    next = record.next_reported;
+    const auto alive = std::move(record.reported_self);  // let go of without the mutex
+    record.reported.store(false);                        // from here on it may be reported again
+    if (!alive) continue;
+    const std::lock_guard lock(mutex_);
+    fire_ready(*alive->socket, events::none);
+  }
+}
+
 void Core::handle_news(const std::vector<News>& news, bool some_lost) {
+  if (reported_.load() != nullptr) collect_reported();
+  if (news.empty() && !some_lost) return;
   const std::lock_guard lock(mutex_);
   for (const News& one : news) on_news(one);
   if (!some_lost) return;
@@ -355,39 +452,59 @@ void Core::on_news(const News& news) {
   const auto known = sockets_.find(news.cookie);
   if (known == sockets_.end()) return;  // unregistered meanwhile
   Socket& socket = *known->second;
+  // With signal-driven I/O the thread has been signalled, or is just about to be.
+  const News::Direct direct = sigio_ ? News::Direct::scheduled : news.direct;
   switch (news.certainty) {
     case News::Certainty::recorded:
-      if (news.direct == News::Direct::scheduled) await_direct(socket);
-      return fire_ready(socket, events::none, news.direct);
+      return fire_ready(socket, events::none, direct);
     case News::Certainty::exact:
-      return fire_ready(socket, news.what);
+      return fire_ready(socket, news.what, direct);
     case News::Certainty::hint:
       break;
   }
   if (socket.slot != 0) return;  // the kernel side reports it, with more to say
   const int fd = live_descriptor(socket);
   const Events now = fd >= 0 ? look(fd, socket.kind, source_->poll_style()) : news.what;
-  found(socket, now, errno_of(now), to_ns(Clock::now()));
+  if (now - seen(*socket.state)) mark_seen(*socket.state, now, errno_of(now), to_ns(Clock::now()));
+  fire_ready(socket, events::none, direct);
 }
 
-void Core::found(Socket& socket, Events sticky, int error, std::uint64_t at) {
-  if (!(sticky - seen(*socket.state))) return;
-  mark_seen(*socket.state, sticky, error, at);
+void Core::found_eof(Socket& socket) {
+  mark_seen(*socket.state, events::eof, 0, 0);
   fire_ready(socket, events::none);
 }
 
 void Core::fire_ready(Socket& socket, Events momentary, News::Direct direct) {
   const Events now = seen(*socket.state) | momentary;
+  bool wait = false;
   for (AlarmRecord* record : socket.alarms) {
     if (record->awaits_rest())
       go_on(*record, direct);
-    else if (direct != News::Direct::scheduled || !record->primary)
+    else if (expects_direct(*record, direct))
+      wait = true;
+    else
       fire(*record, now);
   }
+  if (wait) await_direct(socket);
   refresh(socket);
 }
 
-// Its thread is to take the first alarm; if it does not get to it in time, we do.
+// The thread that armed is just about to take it.
+bool Core::expects_direct(const AlarmRecord& record, News::Direct direct) const noexcept {
+  if (direct != News::Direct::scheduled) return false;
+#if SOCKALARM_LINUX
+  if (sigio_) {
+    const Socket& socket = *record.socket;
+    const Control control = record.load();
+    return control.state == Control::State::armed && record.signal_word.load() != 0 &&
+           (seen(*socket.state) & control.interest) &&
+           socket.sigio_owner.load() == record.arming_thread.load();
+  }
+#endif
+  return record.primary;
+}
+
+// If it does not get to it in time, we do.
 void Core::await_direct(Socket& socket) {
   dispatcher_.add_timer(Clock::now() + kDirectGrace, [this, weak = socket.weak_from_this()] {
     const auto alive = weak.lock();
@@ -424,12 +541,12 @@ void Core::refresh(Socket& socket) {
 
 void Core::await_eof(Socket& socket) {
   const int fd = live_descriptor(socket);
-  if (fd >= 0 && all_was_read(fd)) return found(socket, events::eof, 0, 0);
+  if (fd >= 0 && all_was_read(fd)) return found_eof(socket);
   if (socket.reads_watched || socket.eof_backoff.count() != 0) return;
   if (source_->watch_reads(socket, true)) {
     socket.reads_watched = true;
     // What was read before the program was attached.
-    if (fd >= 0 && all_was_read(fd)) found(socket, events::eof, 0, 0);
+    if (fd >= 0 && all_was_read(fd)) found_eof(socket);
   } else {
     socket.eof_backoff = kFirstEofCheck;
     schedule_eof_check(socket);
@@ -448,7 +565,7 @@ void Core::schedule_eof_check(Socket& socket) {
     const std::lock_guard lock(mutex_);
     if (alive->eof_backoff.count() == 0) return;
     const int fd = live_descriptor(*alive);
-    if (fd >= 0 && all_was_read(fd)) return found(*alive, events::eof, 0, 0);
+    if (fd >= 0 && all_was_read(fd)) return found_eof(*alive);
     alive->eof_backoff = std::min(alive->eof_backoff * 2, kLongestEofCheck);
     schedule_eof_check(*alive);
   });
@@ -478,7 +595,7 @@ void Core::check_closed() {
 Description Core::describe() const {
   Description description;
   description.source = source_->kind();
-  description.delivery = task_work_ ? Delivery::task_work : Delivery::dispatcher;
+  description.delivery = sigio_ ? Delivery::sigio : task_work_ ? Delivery::task_work : Delivery::dispatcher;
   description.why_not = why_not_;
   switch (source_->kind()) {
     case SourceKind::kernel:
@@ -494,6 +611,13 @@ Description Core::describe() const {
               ? "poll: one poll() over all sockets"
               : "poll: one poll() over all sockets; without POLLRDHUP, fin is known once all was read";
   }
+#if SOCKALARM_LINUX
+  if (sigio_) {
+    description.text += "; signals by signal-driven I/O in the thread that armed, with real-time signal " +
+                        std::to_string(sigio_->signal());
+    return description;
+  }
+#endif
   description.text +=
       task_work_ ? "; signals by task work in the thread that armed" : "; signals by the dispatcher";
   return description;
@@ -506,7 +630,7 @@ Stats Core::stats() const {
     stats.watches = sockets_.size();
   }
   const SourceStats source = source_->stats();
-  stats.fired_directly = source.delivered;
+  stats.fired_directly = source.delivered + delivered_here_.load(std::memory_order_relaxed);
   stats.fired = fired_.load(std::memory_order_relaxed) + stats.fired_directly;
   stats.actions_run = dispatcher_.actions_run() + stats.fired_directly;
   stats.actions_failed = dispatcher_.actions_failed();

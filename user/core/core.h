@@ -14,6 +14,7 @@
 #include "core/alarm_record.h"
 #include "core/dispatcher.h"
 #include "core/fork.h"
+#include "core/sigio.h"
 #include "core/sources.h"
 
 namespace sockalarm::detail {
@@ -43,6 +44,10 @@ class Core final : public std::enable_shared_from_this<Core>, private ForkListen
   bool start(AlarmRecord& record);
   Cancelled cancel(AlarmRecord& record, bool wait) noexcept;
 
+  // Signal-driven I/O, in a signal handler of the thread that armed: takes the alarm if what it waits for has
+  // happened.
+  void deliver_here(AlarmRecord& record) noexcept;
+
   // What set it off; as far as is known while the chain is about to begin.
   Event cause(AlarmRecord& record) const;
 
@@ -50,17 +55,18 @@ class Core final : public std::enable_shared_from_this<Core>, private ForkListen
   Stats stats() const;
 
  private:
-  Core(Options options, ChosenSource chosen);
+  Core(Options options, ChosenSource chosen, std::shared_ptr<Sigio> sigio);
   void in_child() noexcept override;
 
   // With the mutex held:
   void on_news(const News& news);
-  void found(Socket& socket, Events sticky, int error, std::uint64_t at);
+  void found_eof(Socket& socket);
   void fire_ready(Socket& socket, Events momentary, News::Direct direct = News::Direct::none);
   bool fire(AlarmRecord& record, Events happened);
   Event event_of(const AlarmRecord& record, Events happened) const;
   void post(AlarmRecord& record, std::uint32_t generation, const Event& event, int first_action);
   void go_on(AlarmRecord& record, News::Direct direct);
+  bool expects_direct(const AlarmRecord& record, News::Direct direct) const noexcept;
   void await_direct(Socket& socket);
   void refresh(Socket& socket);
   void await_eof(Socket& socket);
@@ -71,7 +77,10 @@ class Core final : public std::enable_shared_from_this<Core>, private ForkListen
   void add_deadline(AlarmRecord& record, std::uint32_t generation);
 
   bool rearm_fired(AlarmRecord& record);
+  void prepare_direct(AlarmRecord& record) noexcept;
   void disarm_all() noexcept;
+  void report(AlarmRecord& record) noexcept;
+  void collect_reported();
   bool arm_with_help(AlarmRecord& record, std::uint64_t idle, std::uint64_t armed);
   void handle_news(const std::vector<News>& news, bool some_lost);
   void settle(AlarmRecord& record) noexcept;
@@ -80,7 +89,10 @@ class Core final : public std::enable_shared_from_this<Core>, private ForkListen
   const std::uint64_t made_in_ = fork_generation();
   const std::unique_ptr<Source> source_;
   std::vector<std::string> why_not_;
-  const bool task_work_;  // in force
+  const bool task_work_;                // in force
+  const std::shared_ptr<Sigio> sigio_;  // null: not in force
+  std::atomic<std::uint64_t> delivered_here_{0};
+  std::atomic<AlarmRecord*> reported_{nullptr};  // pushed by signal handlers, taken whole by the dispatcher
   Dispatcher dispatcher_;
   std::atomic<std::uint64_t> fired_{0};
 

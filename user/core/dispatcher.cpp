@@ -30,7 +30,7 @@ Result<void> Dispatcher::start(std::shared_ptr<void> owner, NewsHandler on_news)
 }
 
 void Dispatcher::stop() noexcept {
-  stopping_.store(true);
+  refuse();
   source_.wake();
   if (!thread_.joinable()) return;
   if (on_this_thread())
@@ -38,8 +38,6 @@ void Dispatcher::stop() noexcept {
   else
     thread_.join();
 }
-
-void Dispatcher::abandon() noexcept { stopping_.store(true); }
 
 void Dispatcher::post(const Job& job) {
   bool taken = false, first = false;
@@ -101,7 +99,7 @@ void Dispatcher::loop(const NewsHandler& on_news) {
     news.clear();
     const bool some_lost = source_.wait(wait_until(), news);
     if (stopped()) break;
-    if (some_lost || !news.empty()) on_news(news, some_lost);
+    on_news(news, some_lost);
     run_due_timers();
     run_jobs();
   }

@@ -31,6 +31,7 @@ using LogHook = std::function<void(LogLevel, std::string_view)>;
 class Dispatcher {
  public:
   using Clock = std::chrono::steady_clock;
+  // Called after every wait, also without news.
   using NewsHandler = std::function<void(const std::vector<News>& news, bool some_lost)>;
   // Orders by time; the number keeps equal times apart and says which timer.
   using TimerId = std::pair<Clock::time_point, std::uint64_t>;
@@ -42,11 +43,13 @@ class Dispatcher {
 
   // Starts the thread, which keeps `owner` alive. Errors: the thread limit.
   Result<void> start(std::shared_ptr<void> owner, NewsHandler on_news);
+  // From here on stopped(): the first half of stop().
+  void refuse() noexcept { stopping_.store(true); }
   // Ends the thread after the action that is just running. Called on that thread itself it only asks for the
   // end.
   void stop() noexcept;
   // In a forked child there is no thread to stop.
-  void abandon() noexcept;
+  void abandon() noexcept { refuse(); }
 
   bool stopped() const noexcept { return stopping_.load(); }
   bool on_this_thread() const noexcept { return thread_id_.load() == std::this_thread::get_id(); }

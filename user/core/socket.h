@@ -3,10 +3,12 @@
 
 #include <sockalarm/watcher.h>
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
+#include "core/sigio.h"
 #include "core/socket_look.h"
 #include "core/watch_state.h"
 
@@ -42,6 +44,11 @@ struct Socket : std::enable_shared_from_this<Socket> {
   Events momentary;                  // what the source was told to report beside the sticky ones
   bool reads_watched = false;        // eof is awaited with data pending
   std::chrono::milliseconds eof_backoff{0};
+
+#if SOCKALARM_LINUX                   // Sigio's
+  std::atomic<pid_t> sigio_owner{0};  // the thread that the kernel signals
+  std::unique_ptr<SigioSaved, SigioSavedDeleter> sigio_saved;
+#endif
 };
 
 }  // namespace sockalarm::detail

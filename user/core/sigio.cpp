@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/sigio.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <mutex>
+#include <new>
+#include <thread>
+
+#include "core/alarm_record.h"
+#include "core/core.h"
+#include "core/fork.h"
+#include "core/socket.h"
+#include "core/socket_identity.h"
+
+namespace sockalarm::detail {
+
+// busy: a lock, but the handler only tries it. missed: the handler came while it was held; set by the
+// handler, taken by the holder after it let go of `busy`. Both sequentially consistent: either the handler's
+// second try finds the lock free, or the holder finds `missed`.
+struct ThreadAlarms {
+  explicit ThreadAlarms(pid_t thread) noexcept : tid(thread) {}
+
+  bool try_lock() noexcept { return !busy.exchange(true); }
+  void lock() noexcept {
+    while (!try_lock()) std::this_thread::yield();
+  }
+  void unlock() noexcept {
+    busy.store(false);
+    if (missed.exchange(false)) ::syscall(SYS_tgkill, ::getpid(), tid, signal.load());
+  }
+
+  const pid_t tid;
+  std::atomic<int> signal{0};
+  std::atomic<bool> busy{false}, missed{false};
+  AlarmRecord* first = nullptr;  // the holder's
+};
+
+struct SigioSaved {
+  int flags = 0;
+  int signal = 0;
+  f_owner_ex owner{};
+};
+void SigioSavedDeleter::operator()(SigioSaved* saved) const noexcept { delete saved; }
+
+namespace {
+
+std::mutex process_mutex;  // the next two
+Sigio* process_one = nullptr;
+int users = 0;
+struct sigaction previous_io;  // written before our handler is installed
+struct sigaction previous_own;
+
+std::mutex owner_mutex;  // changes of a socket's owner: two threads may arm alarms of one socket
+
+// For the handler, which must not construct anything.
+thread_local ThreadAlarms* my_alarms_now = nullptr;
+struct MyAlarms {
+  ~MyAlarms() { my_alarms_now = nullptr; }
+  std::shared_ptr<ThreadAlarms> list;
+};
+thread_local MyAlarms my_alarms;
+
+// False: out of memory.
+bool make_my_alarms(pid_t tid) noexcept {
+  if (my_alarms.list && my_alarms.list->tid == tid) return true;
+  try {  // the first time, also in a child that was forked
+    my_alarms.list = std::make_shared<ThreadAlarms>(tid);
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+  my_alarms_now = my_alarms.list.get();
+  return true;
+}
+
+// Called with the lock held, in the thread itself.
+void serve(ThreadAlarms& alarms) noexcept {
+  for (AlarmRecord* record = alarms.first; record != nullptr; record = record->next_listed)
+    record->socket->core->deliver_here(*record);
+}
+
+void on_signal(int number, siginfo_t* info, void* context) {
+  const int saved = errno;
+  if (ThreadAlarms* alarms = my_alarms_now; alarms != nullptr) {
+    bool locked = alarms->try_lock();
+    if (!locked) {
+      alarms->missed.store(true);
+      locked = alarms->try_lock();
+    }
+    if (locked) {
+      alarms->missed.store(false);
+      serve(*alarms);
+      alarms->unlock();
+    }
+  }
+  errno = saved;
+  if (number != SIGIO) return;
+  if ((previous_io.sa_flags & SA_SIGINFO) != 0)
+    previous_io.sa_sigaction(number, info, context);
+  else if (previous_io.sa_handler != SIG_DFL && previous_io.sa_handler != SIG_IGN)
+    previous_io.sa_handler(number);
+}
+
+int free_signal() noexcept {
+  for (int number = SIGRTMAX; number >= SIGRTMIN; --number) {
+    struct sigaction now{};
+    if (::sigaction(number, nullptr, &now) == 0 && (now.sa_flags & SA_SIGINFO) == 0 &&
+        now.sa_handler == SIG_DFL)
+      return number;
+  }
+  return 0;
+}
+
+// The record's mutex is held.
+void unlist(AlarmRecord& record) noexcept {
+  if (!record.listed_in) return;
+  const std::shared_ptr<ThreadAlarms> alarms = std::move(record.listed_in);
+  alarms->lock();
+  for (AlarmRecord** link = &alarms->first; *link != nullptr; link = &(*link)->next_listed) {
+    if (*link != &record) continue;
+    *link = record.next_listed;
+    break;
+  }
+  alarms->unlock();
+}
+
+int live_descriptor(const AlarmRecord& record) noexcept {
+  return file_identity(record.fd) == record.socket->cookie ? record.fd : -1;
+}
+
+// What was there before is remembered the first time.
+bool own(Socket& socket, int fd, int signal, pid_t tid) noexcept {
+  const std::lock_guard lock(owner_mutex);
+  if (socket.sigio_owner.load() == tid) return true;
+  if (!socket.sigio_saved) {
+    std::unique_ptr<SigioSaved, SigioSavedDeleter> saved(new (std::nothrow) SigioSaved);
+    if (!saved) return false;
+    saved->flags = ::fcntl(fd, F_GETFL);
+    saved->signal = ::fcntl(fd, F_GETSIG);
+    if (saved->flags < 0 || saved->signal < 0 || ::fcntl(fd, F_GETOWN_EX, &saved->owner) != 0) return false;
+    socket.sigio_saved = std::move(saved);
+  }
+  const f_owner_ex owner{F_OWNER_TID, tid};
+  if (::fcntl(fd, F_SETOWN_EX, &owner) != 0 || ::fcntl(fd, F_SETSIG, signal) != 0) return false;
+  const int flags = ::fcntl(fd, F_GETFL);
+  if (flags < 0 || ::fcntl(fd, F_SETFL, flags | O_ASYNC) != 0) return false;
+  socket.sigio_owner.store(tid);
+  return true;
+}
+
+}  // namespace
+
+Result<std::shared_ptr<Sigio>> Sigio::acquire() {
+  const std::lock_guard lock(process_mutex);
+  if (users == 0) {
+    const int signal = free_signal();
+    if (signal == 0)
+      return fail(Error(Errc::unsupported, "signal-driven I/O: every real-time signal has a handler"));
+    auto one = std::make_unique<Sigio>(signal);
+    if (auto ok = one->install(); !ok) return fail(ok.error());
+    process_one = one.release();
+  }
+  ++users;
+  return std::shared_ptr<Sigio>(process_one, [](Sigio* one) {
+    const std::lock_guard giving_up(process_mutex);
+    if (--users > 0) return;
+    one->uninstall();
+    delete one;
+  });
+}
+
+Result<void> Sigio::install() {
+  struct sigaction ours{};
+  ours.sa_sigaction = on_signal;
+  // All signals wait until the handler is done, so that a handler of the program that leaves by siglongjmp(3)
+  // cannot interrupt it halfway.
+  ::sigfillset(&ours.sa_mask);
+  ours.sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK;
+  if (::sigaction(SIGIO, nullptr, &previous_io) != 0 || ::sigaction(SIGIO, &ours, nullptr) != 0 ||
+      ::sigaction(signal_, &ours, &previous_own) != 0)
+    return fail(Error::from_errno(errno, "sigaction() for signal-driven I/O"));
+  return {};
+}
+
+void Sigio::uninstall() noexcept {
+  // Signals that are still pending, in a thread that blocks them, say, would end the process: ignoring them
+  // drops them (sigaction(2)).
+  struct sigaction ignore{};
+  ignore.sa_handler = SIG_IGN;
+  ::sigaction(signal_, &ignore, nullptr);
+  ::sigaction(signal_, &previous_own, nullptr);
+  struct sigaction now{};
+  if (::sigaction(SIGIO, nullptr, &now) == 0 && now.sa_sigaction == on_signal)
+    ::sigaction(SIGIO, &previous_io, nullptr);
+}
+
+bool Sigio::enter(AlarmRecord& record) noexcept {
+  const pid_t tid = current_thread();
+  if (record.socket->sigio_owner.load() != tid) {
+    const int fd = live_descriptor(record);
+    if (fd < 0 || !own(*record.socket, fd, signal_, tid)) return false;
+  }
+  if (!make_my_alarms(tid)) return false;
+  const std::lock_guard lock(record.mutex);
+  if (record.listed_in == my_alarms.list) return true;
+  unlist(record);
+  ThreadAlarms& mine = *my_alarms.list;
+  mine.signal.store(signal_);
+  mine.lock();
+  record.listed_in = my_alarms.list;
+  record.next_listed = mine.first;
+  mine.first = &record;
+  mine.unlock();
+  return true;
+}
+
+void Sigio::leave(AlarmRecord& record) noexcept {
+  const std::lock_guard lock(record.mutex);
+  unlist(record);
+}
+
+void Sigio::release(Socket& socket) noexcept {
+  const std::lock_guard lock(owner_mutex);
+  if (!socket.sigio_saved) return;
+  const int fd = file_identity(socket.registered_fd) == socket.cookie ? socket.registered_fd : -1;
+  socket.sigio_owner.store(0);
+  if (fd < 0) return;  // closed: the flags went with it, or a dup keeps them
+  const int flags = ::fcntl(fd, F_GETFL);
+  if (flags >= 0) ::fcntl(fd, F_SETFL, (flags & ~O_ASYNC) | (socket.sigio_saved->flags & O_ASYNC));
+  ::fcntl(fd, F_SETSIG, socket.sigio_saved->signal);
+  ::fcntl(fd, F_SETOWN_EX, &socket.sigio_saved->owner);
+  socket.sigio_saved.reset();
+}
+
+}  // namespace sockalarm::detail
