@@ -386,6 +386,70 @@ TEST_P(AlarmsTest, WatcherDestroyedFromInsideAnAction) {
   EXPECT_EQ(journal.lines(), std::vector<std::string>{"destroyed"});
 }
 
+TEST_P(AlarmsTest, TheLongestTimesDoNotOverflow) {
+  Options options;
+  options.closed_check = std::chrono::milliseconds::max();
+  SOCKALARM_WATCHER(watcher, GetParam(), options);
+  Scene scene(watcher);
+  Journal journal;
+  const auto never = scene.watch.arm(journal.entry("too early"),
+                                     {.on = events::closed, .deadline = std::chrono::nanoseconds::max()});
+  const auto soon = scene.watch.arm(journal.entry("in time"), {.on = events::none, .deadline = 20ms});
+  ASSERT_TRUE(journal.wait_for(1));
+  EXPECT_EQ(journal.lines(), std::vector<std::string>{"in time"});
+  EXPECT_TRUE(never->active());
+}
+
+// What the parent does with a socket's place afterwards is no news for the child.
+TEST_P(AlarmsTest, AForkedChildDoesNotSeeTheParentsLaterSockets) {
+  Options options;
+  options.max_watches = 1;
+  SOCKALARM_WATCHER(watcher, GetParam(), options);
+  std::optional<Scene> first(std::in_place, watcher);
+  int go[2];
+  ASSERT_EQ(::pipe2(go, O_CLOEXEC), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::close(go[1]);
+    char byte = 0;
+    while (::read(go[0], &byte, 1) < 0) {
+    }
+    ::_exit(first->watch.peer_gone() ? 1 : 0);
+  }
+  ::close(go[0]);
+  first.reset();
+  Scene second(watcher);
+  second.peer_leaves();
+  EXPECT_TRUE(eventually([&] { return second.watch.peer_gone(); }));
+  ::close(go[1]);
+  int status = -1;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+}
+
+#ifndef __SANITIZE_THREAD__  // it cannot follow threads that a forked child starts
+TEST_P(AlarmsTest, ForkWhileAnotherThreadMakesAWatcher) {
+  SOCKALARM_WATCHER(watcher, GetParam());  // the test is skipped where there is none
+  EXPECT_EQ(watcher.stats().watches, 0U);
+  std::atomic<bool> over{false};
+  std::thread making([&] {
+    while (!over.load()) (void)make_watcher(GetParam());
+  });
+  for (int i = 0; i < 10; ++i) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      ::alarm(30);  // instead of hanging for ever
+      ::_exit(make_watcher(GetParam()).has_value() ? 0 : 1);
+    }
+    int status = -1;
+    EXPECT_EQ(::waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0);
+  }
+  over.store(true);
+  making.join();
+}
+#endif
+
 TEST_P(AlarmsTest, InTheForkedChildEverythingIsInert) {
   SOCKALARM_WATCHER(watcher, GetParam());
   Scene scene(watcher);

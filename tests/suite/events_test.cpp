@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <optional>
+
 #include "suite/suite.h"
 
 namespace sockalarm::test {
@@ -120,6 +122,29 @@ TEST_P(EventsTest, Readable) {
   ASSERT_TRUE(eventually([&] { return !alarm->active(); }));
   EXPECT_TRUE(alarm->start());
   ASSERT_TRUE(journal.wait_for(2));
+}
+
+// The source asks through the first number; when that is closed, through the other.
+TEST_P(EventsTest, ThroughADupAfterTheFirstNumberWasClosed) {
+  SOCKALARM_WATCHER(watcher, GetParam());
+  for (const bool watch_first_ends : {false, true}) {
+    Connection connection = tcp_pair();
+    const UniqueFd duplicate(::dup(connection.ours.get()));
+    std::optional<Watch> first(watcher.watch(connection.ours.get()).value());
+    const auto second = watcher.watch(duplicate.get());
+    if (watch_first_ends) first.reset();
+    connection.ours.reset();
+    Journal journal;
+    const auto shut = second->arm(journal.cause());
+    const auto readable = second->arm(journal.cause(), {.on = events::readable, .deadline = {}});
+    send_text(connection.peer.get(), "x");
+    EXPECT_TRUE(journal.wait_for(1));
+    char byte = 0;
+    EXPECT_EQ(::recv(duplicate.get(), &byte, 1, 0), 1);
+    connection.peer.reset();
+    EXPECT_TRUE(journal.wait_for(2));
+    EXPECT_EQ(journal.lines(), (std::vector<std::string>{"readable", "fin"}));
+  }
 }
 
 TEST_P(EventsTest, Urgent) {

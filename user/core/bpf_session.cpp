@@ -6,14 +6,17 @@
 #include <bpf/libbpf.h>
 #include <cap-ng.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cerrno>
 #include <cstdarg>
+#include <cstring>
 #include <fstream>
 #include <mutex>
 #include <optional>
@@ -35,7 +38,7 @@ constexpr const char* kBtfFile = "/sys/kernel/btf/vmlinux";
 // so other threads' messages go where they went before, and there is one collector at a time.
 class LibbpfMessages {
  public:
-  LibbpfMessages() : lock_(mutex_) {
+  LibbpfMessages() : lock_(mutex()) {
     previous_ = libbpf_set_print(&LibbpfMessages::print);
     current_ = this;
   }
@@ -60,15 +63,24 @@ class LibbpfMessages {
     return n;
   }
 
+  // Held across fork(2), so that a child does not find it in the hands of a thread that it has not got. Never
+  // destroyed: a fork may come while the process exits.
+  static std::mutex& mutex() {
+    static auto* const one = [] {
+      static std::mutex* made = new std::mutex;
+      ::pthread_atfork([] { made->lock(); }, [] { made->unlock(); }, [] { made->unlock(); });
+      return made;
+    }();
+    return *one;
+  }
+
   static thread_local LibbpfMessages* current_;
-  static std::mutex mutex_;
   static libbpf_print_fn_t
       previous_;  // set under the mutex; read by libbpf's callers in any thread meanwhile
   const std::lock_guard<std::mutex> lock_;
   std::string last_;
 };
 thread_local LibbpfMessages* LibbpfMessages::current_ = nullptr;
-std::mutex LibbpfMessages::mutex_;
 libbpf_print_fn_t LibbpfMessages::previous_ = nullptr;
 
 // Memory shared with the kernel.
@@ -94,6 +106,15 @@ class Mapping {
     return Mapping(address, length);
   }
   void* get() const noexcept { return address_; }
+
+  // From here on memory of this process alone, with the first `used` bytes as they are now. For a forked
+  // child.
+  void detach(std::size_t used) noexcept {
+    void* copy = ::mmap(nullptr, length_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (copy == MAP_FAILED) return;  // then it goes on seeing what the parent's slots mean
+    std::memcpy(copy, address_, used);
+    ::mremap(copy, length_, length_, MREMAP_MAYMOVE | MREMAP_FIXED, address_);
+  }
 
  private:
   void* address_ = nullptr;
@@ -289,6 +310,7 @@ class LoadedSession final : public BpfSession {
     consumer_ = std::move(*consumer);
     producer_ = std::move(*producer);
     table_ = {static_cast<WatchState*>(table_memory_.get()), slots};
+    generations_.resize(slots);
     reader_.emplace(static_cast<std::uint64_t*>(consumer_.get()),
                     static_cast<const std::uint64_t*>(producer_.get()), page, ring_bytes);
     return {};
@@ -342,6 +364,8 @@ class LoadedSession final : public BpfSession {
   std::uint64_t bad_records() const noexcept override { return reader_->bad(); }
 
   Result<void> enroll(std::uint64_t cookie, std::uint32_t slot, std::uint32_t generation) override {
+    generations_[slot] = generation;
+    if (slot > highest_slot_.load()) highest_slot_.store(slot);
     const sockalarm_registration where{kClient, slot, generation, tgid_, 0};
     if (bpf_map_update_elem(registry(), &cookie, &where, BPF_ANY) == 0) return {};
     return fail(explain(errno, "registering a socket with the kernel", ""));
@@ -361,13 +385,19 @@ class LoadedSession final : public BpfSession {
     return !on || reads_ != nullptr;
   }
 
-  // The mappings stay: the child's objects still read them. The links go, else the child would keep the
-  // programs attached after the parent's end.
+  // The child's objects still read the table, but its slots will be other sockets' of the parent's, so it
+  // gets a copy. The links go, else the child would keep the programs attached after the parent's end.
   void after_fork() noexcept override {
     links_.clear();
     reads_.reset();
     skeleton_.reset();
     ring_.reset();
+    table_memory_.detach(sizeof(WatchState) * (highest_slot_.load() + 1));
+    // Until the copy was made the parent may have given slots to other sockets.
+    for (std::uint32_t slot = 1; slot <= highest_slot_.load(); ++slot) {
+      const std::uint64_t mine = std::uint64_t{generations_[slot]} << 32;
+      if ((table_[slot].seen ^ mine) >> 32 != 0) table_[slot].seen = mine;
+    }
   }
 
  private:
@@ -382,6 +412,8 @@ class LoadedSession final : public BpfSession {
   UniqueFd ring_;
   Mapping table_memory_, consumer_, producer_;
   std::span<WatchState> table_;
+  std::atomic<std::uint32_t> highest_slot_{0};  // ever used
+  std::vector<std::uint32_t> generations_;      // of the slots, in memory that a forked child has as it was
   std::optional<RingReader> reader_;
 };
 

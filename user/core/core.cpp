@@ -188,6 +188,17 @@ void Core::unwatch(Socket& socket, int fd) noexcept {
   const std::lock_guard lock(mutex_);
   const auto found = std::find(socket.fds.begin(), socket.fds.end(), fd);
   if (found != socket.fds.end()) socket.fds.erase(found);
+  // Its owner is about to close it; ask through another one that is watched, if there is.
+  if (fd == socket.registered_fd && !socket.fds.empty() && socket.fds.front() != fd &&
+      file_identity(socket.fds.front()) == socket.cookie)
+    source_->move(socket, socket.fds.front());
+}
+
+// The number that the source asks through was closed: another descriptor of the socket, if we know one,
+// serves as well.
+void Core::move_if_closed(Socket& socket) {
+  if (file_identity(socket.registered_fd) == socket.cookie) return;
+  if (const int fd = live_descriptor(socket); fd >= 0) source_->move(socket, fd);
 }
 
 void Core::remove(Socket& socket) noexcept {
@@ -381,7 +392,7 @@ void Core::add_deadline(AlarmRecord& record, std::uint32_t generation) {
     const std::lock_guard lock(mutex_);
     if (fire(*alarm, events::deadline)) refresh(*alarm->socket);
   };
-  record.deadline_timer = dispatcher_.add_timer(Clock::now() + record.options.deadline, std::move(expire));
+  record.deadline_timer = dispatcher_.add_timer(Dispatcher::in(record.options.deadline), std::move(expire));
 }
 
 void Core::deliver_here(AlarmRecord& record) noexcept {
@@ -463,6 +474,7 @@ void Core::on_news(const News& news) {
       break;
   }
   if (socket.slot != 0) return;  // the kernel side reports it, with more to say
+  move_if_closed(socket);
   const int fd = live_descriptor(socket);
   const Events now = fd >= 0 ? look(fd, socket.kind, source_->poll_style()) : news.what;
   if (now - seen(*socket.state)) mark_seen(*socket.state, now, errno_of(now), to_ns(Clock::now()));
@@ -524,6 +536,7 @@ void Core::refresh(Socket& socket) {
   const Events all = wanted(socket);
   if (const Events momentary = all & kMomentary; momentary != socket.momentary) {
     socket.momentary = momentary;
+    move_if_closed(socket);
     source_->want(socket, momentary);
   }
   const Events sticky = seen(*socket.state);
@@ -573,7 +586,7 @@ void Core::schedule_eof_check(Socket& socket) {
 
 void Core::schedule_closed_check() {
   if (std::exchange(closed_check_scheduled_, true)) return;
-  dispatcher_.add_timer(Clock::now() + options_.closed_check, [this] {
+  dispatcher_.add_timer(Dispatcher::in(options_.closed_check), [this] {
     const std::lock_guard lock(mutex_);
     closed_check_scheduled_ = false;
     check_closed();

@@ -24,7 +24,7 @@ struct Socket;
 // Brings sockets, alarms, source and dispatcher together. Everything that is not on the fast path (arm and
 // cancel of a socket's first alarm on events::shut) happens under one mutex. Locks are taken in the order
 // Core, AlarmRecord, Dispatcher or Source; no action and no hook runs under any of them.
-class Core final : public std::enable_shared_from_this<Core>, private ForkListener {
+class Core final : public std::enable_shared_from_this<Core> {
  public:
   static Result<std::shared_ptr<Core>> create(Options options);
   void stop() noexcept;
@@ -56,11 +56,12 @@ class Core final : public std::enable_shared_from_this<Core>, private ForkListen
 
  private:
   Core(Options options, ChosenSource chosen, std::shared_ptr<Sigio> sigio);
-  void in_child() noexcept override;
+  void in_child() noexcept;
 
   // With the mutex held:
   void on_news(const News& news);
   void found_eof(Socket& socket);
+  void move_if_closed(Socket& socket);
   void fire_ready(Socket& socket, Events momentary, News::Direct direct = News::Direct::none);
   bool fire(AlarmRecord& record, Events happened);
   Event event_of(const AlarmRecord& record, Events happened) const;
@@ -100,6 +101,8 @@ class Core final : public std::enable_shared_from_this<Core>, private ForkListen
   std::unordered_map<std::uint64_t, Socket*> sockets_;  // by cookie
   std::set<Socket*> closed_awaited_;                    // sockets with an alarm armed on `closed`
   bool closed_check_scheduled_ = false;
+
+  const ForkHandler fork_handler_{[this] { in_child(); }};  // the last member
 };
 
 }  // namespace sockalarm::detail

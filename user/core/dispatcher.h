@@ -37,6 +37,13 @@ class Dispatcher {
   using TimerId = std::pair<Clock::time_point, std::uint64_t>;
   static constexpr TimerId kNoTimer{};
 
+  // So long from now; at most some decades, since times that far away cannot be counted in ns.
+  template <class Rep, class Period>
+  static Clock::time_point in(std::chrono::duration<Rep, Period> delay) noexcept {
+    constexpr std::chrono::hours kLongest{24 * 365 * 50};
+    return Clock::now() + (delay > kLongest ? Clock::duration(kLongest) : Clock::duration(delay));
+  }
+
   Dispatcher(Source& source, LogHook log) : source_(source), log_(std::move(log)) {}
   Dispatcher(const Dispatcher&) = delete;
   Dispatcher& operator=(const Dispatcher&) = delete;

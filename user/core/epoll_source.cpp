@@ -51,7 +51,7 @@ std::span<epoll_event> wait_for(int epoll, std::span<epoll_event> events,
   }
   const int room = static_cast<int>(events.size());
   int count = ::epoll_pwait2(epoll, events.data(), room, until ? &timeout : nullptr, nullptr);
-  if (count < 0 && errno == ENOSYS) {  // before 5.11
+  if (count < 0 && errno != EINTR) {  // before 5.11, or a seccomp filter that does not know it
     const auto ms = timeout.tv_sec * 1000LL + (timeout.tv_nsec + 999'999) / 1'000'000;
     count = ::epoll_wait(epoll, events.data(), room,
                          until ? static_cast<int>(std::min(ms, 1'000'000'000LL)) : -1);
@@ -111,6 +111,15 @@ void EpollSource::remove(Socket& socket) noexcept {
 
 void EpollSource::want(Socket& socket, Events momentary) {
   if (still_ours(socket)) control(epoll_.get(), EPOLL_CTL_MOD, socket, kSticky | flags_of(momentary));
+}
+
+// The registration under the former number stays until the file is closed, and reports under the same cookie.
+void EpollSource::move(Socket& socket, int fd) {
+  socket.registered_fd = fd;
+  if (socket.slot != 0) return want_only(socket, socket.momentary);
+  const std::uint32_t flags = kSticky | flags_of(socket.momentary);
+  if (control(epoll_.get(), EPOLL_CTL_ADD, socket, flags) == EEXIST)
+    control(epoll_.get(), EPOLL_CTL_MOD, socket, flags);
 }
 
 void EpollSource::want_only(Socket& socket, Events momentary) noexcept {

@@ -19,6 +19,7 @@ class EpollSource : public Source {
   Result<void> add(Socket& socket) override;
   void remove(Socket& socket) noexcept override;
   void want(Socket& socket, Events momentary) override;
+  void move(Socket& socket, int fd) override;
   bool wait(std::optional<std::chrono::steady_clock::time_point> until, std::vector<News>& news) override;
   void wake() noexcept override;
   void after_fork() noexcept override;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 namespace sockalarm::detail {
@@ -15,19 +16,19 @@ namespace {
 std::atomic<std::uint64_t> generation{0};
 
 // Never destroyed: a fork may come while the process exits.
-struct Listeners {
+struct Handlers {
   std::mutex mutex;  // held across fork, so that the child finds the list whole
-  std::vector<ForkListener*> list;
+  std::vector<const ForkHandler*> list;
 };
-Listeners& listeners() {
+Handlers& handlers() {
   static auto* const all = [] {
-    auto* made = new Listeners;
-    ::pthread_atfork([] { listeners().mutex.lock(); }, [] { listeners().mutex.unlock(); },
+    auto* made = new Handlers;
+    ::pthread_atfork([] { handlers().mutex.lock(); }, [] { handlers().mutex.unlock(); },
                      [] {
                        generation.fetch_add(1);
-                       for (ForkListener* listener : listeners().list) listener->in_child();
-                       listeners().list.clear();
-                       listeners().mutex.unlock();
+                       for (const ForkHandler* handler : handlers().list) handler->in_child();
+                       handlers().list.clear();
+                       handlers().mutex.unlock();
                      });
     return made;
   }();
@@ -38,14 +39,14 @@ Listeners& listeners() {
 
 std::uint64_t fork_generation() noexcept { return generation.load(std::memory_order_relaxed); }
 
-ForkListener::ForkListener() {
-  const std::lock_guard lock(listeners().mutex);
-  listeners().list.push_back(this);
+ForkHandler::ForkHandler(std::function<void()> in_child) : in_child_(std::move(in_child)) {
+  const std::lock_guard lock(handlers().mutex);
+  handlers().list.push_back(this);
 }
 
-ForkListener::~ForkListener() {
-  const std::lock_guard lock(listeners().mutex);
-  std::erase(listeners().list, this);
+ForkHandler::~ForkHandler() {
+  const std::lock_guard lock(handlers().mutex);
+  std::erase(handlers().list, this);
 }
 
 pid_t current_thread() noexcept {

@@ -4,6 +4,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <functional>
 
 namespace sockalarm::detail {
 
@@ -11,14 +12,18 @@ namespace sockalarm::detail {
 // are made; where it differs, they were inherited and must touch nothing that the parent shares.
 std::uint64_t fork_generation() noexcept;
 
-// Told in the child, right after fork(2), when only the forking thread exists. Registration by construction.
-class ForkListener {
+// Calls a function in the child, right after fork(2), when only the forking thread exists. As the last member
+// of what it serves it is there only while the rest is whole.
+class ForkHandler {
  public:
-  ForkListener();
-  virtual ~ForkListener();
-  ForkListener(const ForkListener&) = delete;
-  ForkListener& operator=(const ForkListener&) = delete;
-  virtual void in_child() noexcept = 0;
+  explicit ForkHandler(std::function<void()> in_child);
+  ~ForkHandler();
+  ForkHandler(const ForkHandler&) = delete;
+  ForkHandler& operator=(const ForkHandler&) = delete;
+  void in_child() const { in_child_(); }
+
+ private:
+  const std::function<void()> in_child_;
 };
 
 // The kernel's id of the calling thread; remembered per thread, so it costs no system call.

@@ -31,15 +31,17 @@ class KernelSource final : public Source {
     // The state first, then the registry: from there on the kernel finds it. The slot's alarm generation goes
     // on counting; nothing else of the slot's former socket remains.
     const auto generation = static_cast<std::uint32_t>(shared(state.seen).load() >> 32) + 1;
+    // First the generation, so that a program that still runs for the former socket writes nothing more.
+    shared(state.seen).store(std::uint64_t{generation} << 32);
     shared(state.fin_at).store(0);
     shared(state.end_at).store(0);
     shared(state.error).store(0);
     shared(state.extra).store(0);
+    shared(state.tid).store(0);
     shared(state.cookie).store(socket.cookie);
     Control control = Control::unpack(shared(state.control).load());
     control.state = Control::State::idle;
     shared(state.control).store(control.pack());
-    shared(state.seen).store(std::uint64_t{generation} << 32);
     // Out of memory for it, say: the socket is watched all the same.
     if (!session_->enroll(socket.cookie, slot, generation)) return epoll_->add(socket);
     free_slots_.pop_front();
@@ -64,6 +66,8 @@ class KernelSource final : public Source {
     else
       epoll_->want_only(socket, momentary);
   }
+
+  void move(Socket& socket, int fd) override { epoll_->move(socket, fd); }
 
   // Attached while at least one socket needs it.
   bool watch_reads(Socket& socket, bool on) override {

@@ -60,6 +60,16 @@ class PollSource final : public Source {
     wake();
   }
 
+  void move(Socket& socket, int fd) override {
+    socket.registered_fd = fd;
+    const std::lock_guard lock(mutex_);
+    const auto entry = entries_.find(socket.cookie);
+    if (entry == entries_.end()) return;
+    entry->second.fd = fd;
+    entry->second.ended = false;
+    wake();
+  }
+
   bool wait(std::optional<Clock::time_point> until, std::vector<News>& news) override {
     prepare(until);
     // POSIX poll() counts in ms: round up, else the last part of one would be spent polling in circles.
@@ -126,9 +136,10 @@ class PollSource final : public Source {
     if (found == entries_.end() || found->second.fd != polled.fd) return;
     Entry& entry = found->second;
     const short flags = polled.revents;
-    // Closed behind our back, and perhaps another file by now; the Core's check of descriptors says so.
+    // Closed behind our back, and perhaps another file by now. The Core may know another descriptor of it.
     if ((flags & POLLNVAL) != 0 || file_identity(entry.fd) != cookie) {
       entry.ended = true;
+      news.push_back({cookie, events::none, 0, 0, News::Certainty::hint});
       return;
     }
     const auto ready = momentary_events(flags) & entry.momentary;

@@ -54,6 +54,9 @@ class Source {
   virtual void remove(Socket& socket) noexcept = 0;
   // Report readable and urgent too, from now on; of what is so already as well.
   virtual void want(Socket& socket, Events momentary) = 0;
+  // socket.registered_fd was closed, `fd` is another descriptor of the same socket: ask through that from now
+  // on.
+  virtual void move(Socket& socket, int fd) = 0;
   // Report eof of a socket with data pending after the FIN. False: it cannot, the caller must check on a
   // timer.
   virtual bool watch_reads(Socket&, bool /*on*/) { return false; }

@@ -150,6 +150,7 @@ Result<Alarm> Watch::arm(ArmOptions options) const {
 }
 
 std::stop_token Watch::stop_token(Events on) const {
+  if (handle_->socket->core->inert()) return {};  // another thread of the parent may have held the mutex
   const std::lock_guard lock(handle_->mutex);
   if (!handle_->stop_alarm) {
     // Not through arm(), which would lock again and might hand out the spare record for good.
