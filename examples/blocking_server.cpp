@@ -31,7 +31,7 @@ void handle(const sockalarm::Watcher& watcher, int client) {
     const auto alarm = watch->arm(chain);
     if (!alarm) return say(alarm.error().message());
     const timespec work{30, 0};
-    left = ::nanosleep(&work, nullptr) != 0 && errno == EINTR;
+    left = !watch->peer_gone() && ::nanosleep(&work, nullptr) != 0 && errno == EINTR;
     if (left) say("action 2, signal: the blocked thread is back");
   }  // from here on no signal comes
   if (left || watch->peer_gone()) return say("request given up, nobody waits for it");

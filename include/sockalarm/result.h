@@ -14,6 +14,7 @@ enum class Errc {
   not_a_socket = 1,  // the descriptor is open, but a file, a pipe, ...
   not_a_stream,      // a datagram or raw socket: it has no peer that could leave
   not_connected,     // never connected, disconnected, or listening
+  invalid_options,   // a value in Options out of its range
   invalid_events,    // an event name or mask that means nothing, or not on this socket
   invalid_action,    // an action that could never run (signal 99, a program that is not there, ...)
   invalid_text,      // text that does not parse

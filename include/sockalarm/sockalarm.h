@@ -8,9 +8,14 @@
 //   auto watch = watcher.watch(client_fd).value();                     // once per connection
 //   {
 //     auto alarm = watch.arm(sockalarm::send_signal(SIGALRM)).value();  // per request
-//     long_blocking_query();
+//     if (!watch.peer_gone()) long_blocking_query();
 //   }                                                                  // nothing fires after this brace
 //   if (watch.peer_gone()) return;
+//
+// A signal ends a system call that has begun. One that comes between the question and the call is too early,
+// as with alarm(2): where that matters, block the signal and let the call unblock it (ppoll(2),
+// sigsuspend(2)), shut the descriptor down that the thread waits on, or send it twice: send_signal(s),
+// sleep_for(10ms), send_signal(s).
 
 #include <sockalarm/action.h>
 #include <sockalarm/address.h>

@@ -17,6 +17,8 @@ class Category final : public std::error_category {
         return "not a stream socket";
       case Errc::not_connected:
         return "not connected";
+      case Errc::invalid_options:
+        return "option out of range";
       case Errc::invalid_events:
         return "invalid events";
       case Errc::invalid_action:

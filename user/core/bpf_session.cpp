@@ -361,6 +361,7 @@ class LoadedSession final : public BpfSession {
 
   int ring_fd() const noexcept override { return ring_.get(); }
   void drain(std::vector<sockalarm_record>& out) override { reader_->drain(out); }
+  bool pending() const noexcept override { return reader_->pending(); }
   std::uint64_t bad_records() const noexcept override { return reader_->bad(); }
 
   Result<void> enroll(std::uint64_t cookie, std::uint32_t slot, std::uint32_t generation) override {

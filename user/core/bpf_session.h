@@ -37,6 +37,7 @@ class BpfSession {
   virtual int ring_fd() const noexcept = 0;
   // Appends the records that are complete. One thread.
   virtual void drain(std::vector<sockalarm_record>& out) = 0;
+  virtual bool pending() const noexcept = 0;  // is there one, even one that is not complete?
   virtual std::uint64_t bad_records() const noexcept = 0;
 
   virtual Result<void> enroll(std::uint64_t cookie, std::uint32_t slot, std::uint32_t generation) = 0;

@@ -59,6 +59,23 @@ void take_pending_signal() noexcept {
 
 Socket::~Socket() { core->remove(*this); }
 
+namespace {
+
+Result<void> check(const Options& options) {
+  const auto refuse = [](const std::string& what) {
+    return fail(Error(Errc::invalid_options, "Options::" + what));
+  };
+  if (options.closed_check.count() <= 0)
+    return refuse("closed_check is " + std::to_string(options.closed_check.count()) +
+                  " ms; it must be at least 1 ms");
+  if (options.spin_for.count() < 0)
+    return refuse("spin_for is " + std::to_string(options.spin_for.count()) + " us; it must be 0 us or more");
+  if (options.realtime_priority < 0 || options.realtime_priority > 99)
+    return refuse("realtime_priority is " + std::to_string(options.realtime_priority) +
+                  "; it must be 1 to 99, or 0 for an ordinary thread");
+  return {};
+}
+
 // Refuses a delivery that was demanded and cannot be had; one that was only wished for goes on the list.
 Result<std::shared_ptr<Sigio>> choose_delivery(const Options& options, ChosenSource& chosen) {
   if (options.delivery == Delivery::sigio) {
@@ -77,19 +94,18 @@ Result<std::shared_ptr<Sigio>> choose_delivery(const Options& options, ChosenSou
   return nullptr;
 }
 
+}  // namespace
+
 Core::Core(Options options, ChosenSource chosen, std::shared_ptr<Sigio> sigio)
     : options_(std::move(options)),
       source_(std::move(chosen.source)),
       why_not_(std::move(chosen.why_not)),
       task_work_(source_->delivers().has_value()),
       sigio_(std::move(sigio)),
-      dispatcher_(*source_, options_.log) {}
+      dispatcher_(*source_, options_) {}
 
 Result<std::shared_ptr<Core>> Core::create(Options options) {
-  if (options.closed_check.count() <= 0)
-    return fail(Error(Errc::invalid_events, "Options::closed_check is " +
-                                                std::to_string(options.closed_check.count()) +
-                                                " ms; it must be at least 1 ms"));
+  if (auto ok = check(options); !ok) return fail(ok.error());
   auto chosen = choose_source(options);
   if (!chosen) return fail(chosen.error());
   auto sigio = choose_delivery(options, *chosen);
@@ -100,6 +116,12 @@ Result<std::shared_ptr<Core>> Core::create(Options options) {
   auto started = core->dispatcher_.start(
       core, [self](const std::vector<News>& news, bool some_lost) { self->handle_news(news, some_lost); });
   if (!started) return fail(started.error());
+  if (const int priority = core->options_.realtime_priority; priority > 0) {
+    if (auto ok = core->dispatcher_.make_realtime(priority); !ok) {
+      core->why_not_.push_back(ok.error().message());
+      core->dispatcher_.log(LogLevel::warning, core->why_not_.back());
+    }
+  }
   return core;
 }
 
@@ -644,6 +666,7 @@ Stats Core::stats() const {
   }
   const SourceStats source = source_->stats();
   stats.fired_directly = source.delivered + delivered_here_.load(std::memory_order_relaxed);
+  stats.wakeups = dispatcher_.wakeups();
   stats.fired = fired_.load(std::memory_order_relaxed) + stats.fired_directly;
   stats.actions_run = dispatcher_.actions_run() + stats.fired_directly;
   stats.actions_failed = dispatcher_.actions_failed();

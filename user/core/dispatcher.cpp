@@ -11,6 +11,18 @@
 #include "core/alarm_record.h"
 
 namespace sockalarm::detail {
+namespace {
+
+// Tells the processor that this is a loop that waits.
+void relax() noexcept {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace
 
 Result<void> Dispatcher::start(std::shared_ptr<void> owner, NewsHandler on_news) {
   // The thread inherits the mask it is created under, so no signal can reach it, not even in its first
@@ -27,6 +39,20 @@ Result<void> Dispatcher::start(std::shared_ptr<void> owner, NewsHandler on_news)
   ::pthread_sigmask(SIG_SETMASK, &program_mask_, nullptr);
   if (failed) return fail(std::move(*failed));
   return {};
+}
+
+Result<void> Dispatcher::make_realtime([[maybe_unused]] int priority) {
+#if SOCKALARM_LINUX
+  const sched_param parameters{priority};
+  const int failed =
+      ::pthread_setschedparam(thread_.native_handle(), SCHED_FIFO | SCHED_RESET_ON_FORK, &parameters);
+  if (failed == 0) return {};
+  return fail(
+      Error::from_errno(failed, "SCHED_FIFO with priority " + std::to_string(priority) +
+                                    " for the dispatcher (needs CAP_SYS_NICE, or ulimit -r / LimitRTPRIO=)"));
+#else
+  return fail(Error(Errc::unsupported, "Options::realtime_priority is only on Linux"));
+#endif
 }
 
 void Dispatcher::stop() noexcept {
@@ -95,10 +121,12 @@ void Dispatcher::loop(const NewsHandler& on_news) {
   ::pthread_setname_np(::pthread_self(), "sockalarm");
 #endif
   std::vector<News> news;
+  last_news_ = Clock::now();
   while (!stopped()) {
     news.clear();
-    const bool some_lost = source_.wait(wait_until(), news);
+    const bool some_lost = wait(news);
     if (stopped()) break;
+    if (waking_ == Waking::adaptive && (some_lost || !news.empty())) last_news_ = Clock::now();
     on_news(news, some_lost);
     run_due_timers();
     run_jobs();
@@ -112,6 +140,37 @@ void Dispatcher::loop(const NewsHandler& on_news) {
     timers_left.swap(timers_);
   }
   for (const Job& job : left) job.alarm->cut_short();
+}
+
+bool Dispatcher::wait(std::vector<News>& news) {
+  const auto until = wait_until();
+  if (waking_ != Waking::sleep) {
+    source_.looking(true);  // also while what is found is served: we shall look again
+    if (look(until)) return source_.wait(Clock::time_point{}, news);
+    source_.looking(false);
+  }
+  const bool some_lost = source_.wait(until, news);
+  wakeups_.fetch_add(1, std::memory_order_relaxed);
+  return some_lost;
+}
+
+// Looks again and again until it is time to call wait(). False: for long enough, it should sleep.
+bool Dispatcher::look(std::optional<Clock::time_point> until) const {
+  if (until && *until == Clock::time_point{}) return true;  // there are jobs
+  if (!source_.looks_cheaply()) return waking_ == Waking::spin || Clock::now() - last_news_ <= spin_for_;
+  // What has_news() cannot tell: sockets that the kernel side does not report.
+  constexpr std::chrono::microseconds kInterval{20};
+  const auto begin = Clock::now();
+  for (;;) {
+    // The clock costs more than a look.
+    for (int i = 0; i < 16; ++i) {
+      if (source_.has_news()) return true;
+      relax();
+    }
+    const auto now = Clock::now();
+    if (waking_ == Waking::adaptive && now - last_news_ > spin_for_) return false;
+    if (now - begin >= kInterval || (until && now >= *until) || stopped()) return true;
+  }
 }
 
 void Dispatcher::run_due_timers() {

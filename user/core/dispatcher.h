@@ -44,12 +44,16 @@ class Dispatcher {
     return Clock::now() + (delay > kLongest ? Clock::duration(kLongest) : Clock::duration(delay));
   }
 
-  Dispatcher(Source& source, LogHook log) : source_(source), log_(std::move(log)) {}
+  Dispatcher(Source& source, const Options& options)
+      : source_(source), log_(options.log), waking_(options.waking), spin_for_(options.spin_for) {}
   Dispatcher(const Dispatcher&) = delete;
   Dispatcher& operator=(const Dispatcher&) = delete;
 
   // Starts the thread, which keeps `owner` alive. Errors: the thread limit.
   Result<void> start(std::shared_ptr<void> owner, NewsHandler on_news);
+  // SCHED_FIFO with that priority. Programs that are started do not inherit it. Errors: EPERM, with the
+  // remedy.
+  Result<void> make_realtime(int priority);
   // From here on stopped(): the first half of stop().
   void refuse() noexcept { stopping_.store(true); }
   // Ends the thread after the action that is just running. Called on that thread itself it only asks for the
@@ -74,10 +78,13 @@ class Dispatcher {
 
   void log(LogLevel level, std::string_view text) const noexcept;
   std::uint64_t actions_run() const noexcept { return actions_run_.load(std::memory_order_relaxed); }
+  std::uint64_t wakeups() const noexcept { return wakeups_.load(std::memory_order_relaxed); }
   std::uint64_t actions_failed() const noexcept { return actions_failed_.load(std::memory_order_relaxed); }
 
  private:
   void loop(const NewsHandler& on_news);
+  bool wait(std::vector<News>& news);
+  bool look(std::optional<Clock::time_point> until) const;
   std::optional<Clock::time_point> wait_until();
   void run_due_timers();
   void run_jobs();
@@ -85,11 +92,14 @@ class Dispatcher {
 
   Source& source_;
   const LogHook log_;
-  sigset_t program_mask_{};  // the creator's; programs that are started get it back
+  const Waking waking_;
+  const std::chrono::microseconds spin_for_;
+  Clock::time_point last_news_{};  // the thread's
+  sigset_t program_mask_{};        // the creator's; programs that are started get it back
   std::thread thread_;
   std::atomic<std::thread::id> thread_id_{};
   std::atomic<bool> stopping_{false};
-  std::atomic<std::uint64_t> actions_run_{0}, actions_failed_{0};
+  std::atomic<std::uint64_t> actions_run_{0}, actions_failed_{0}, wakeups_{0};
 
   std::mutex mutex_;  // the rest
   std::deque<Job> jobs_;

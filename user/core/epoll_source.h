@@ -22,6 +22,7 @@ class EpollSource : public Source {
   void move(Socket& socket, int fd) override;
   bool wait(std::optional<std::chrono::steady_clock::time_point> until, std::vector<News>& news) override;
   void wake() noexcept override;
+  bool woken() const noexcept { return awake_.load(); }
   void after_fork() noexcept override;
 
   // For the kernel source. `fd` is lent; what was read from it is news that this source does not look at.

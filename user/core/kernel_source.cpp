@@ -79,6 +79,9 @@ class KernelSource final : public Source {
   }
 
   bool wait(std::optional<std::chrono::steady_clock::time_point> until, std::vector<News>& news) override {
+    // A record that came while the dispatcher looked by itself has woken nobody; one that is not whole yet,
+    // of which the kernel side may have decided so, is waited for without sleeping (sockalarm_abi.h).
+    if (session_->pending()) until = std::chrono::steady_clock::time_point{};
     epoll_->wait(until, news);
     records_.clear();
     session_->drain(records_);
@@ -96,6 +99,9 @@ class KernelSource final : public Source {
   }
 
   void wake() noexcept override { epoll_->wake(); }
+  bool looks_cheaply() const noexcept override { return true; }
+  bool has_news() noexcept override { return session_->pending() || epoll_->woken(); }
+  void looking(bool on) noexcept override { shared(session_->header().looking).store(on ? 1 : 0); }
   SourceStats stats() const noexcept override {
     return {stats_.records, stats_.lost, stats_.bad, shared(session_->header().delivered).load()};
   }

@@ -21,6 +21,11 @@ class RingReader {
   // Appends all complete records and frees their room.
   void drain(std::vector<sockalarm_record>& out);
 
+  // Is there a record, even one that is not whole yet?
+  bool pending() const noexcept {
+    return __atomic_load_n(producer_, __ATOMIC_SEQ_CST) != __atomic_load_n(consumer_, __ATOMIC_RELAXED);
+  }
+
   std::uint64_t bad() const noexcept { return bad_; }
 
  private:

@@ -74,6 +74,13 @@ class Source {
   virtual bool wait(std::optional<std::chrono::steady_clock::time_point> until, std::vector<News>& news) = 0;
   virtual void wake() noexcept = 0;
 
+  // For a dispatcher that looks by itself instead of sleeping; by the dispatcher alone. looks_cheaply:
+  // has_news() costs no system call, and wait() is needed only now and then, for what has_news() cannot tell.
+  virtual bool looks_cheaply() const noexcept { return false; }
+  virtual bool has_news() noexcept { return true; }
+  // True: it looks, so the kernel side need not wake it.
+  virtual void looking(bool) noexcept {}
+
   virtual SourceStats stats() const noexcept { return {}; }
   // In a forked child: let go of the descriptors, touch nothing that the parent shares.
   virtual void after_fork() noexcept = 0;
