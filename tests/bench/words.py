@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The prose of the page that page.py writes around its tables."""
+
+HEAD = """<!-- Written by scripts/bench from results.json. Change tests/bench/words.py and page.py, not this file. -->
+# Benchmarks
+
+What sockalarm costs and how soon it tells, beside what people use today. Both sides of every comparison are measured in
+the same run, in turns, on connections of the same kind: so the *ratios* hold on other machines better than the figures.
+
+How to read a figure: `12.3 (11.8 to 13.1)` is the median and its spread. Where a measurement goes in rounds, the spread is
+the middle half of the rounds; else it is the lowest and the highest of the runs. p50 is the middle of all samples, p90 what
+nine of ten stay below. *Of it* is a ratio: 0.4 of it takes 0.4 times as long.
+"""
+
+QUICK = """
+**Some of this was measured with `--quick`: those figures say little.**
+"""
+
+ASKING = """## Asking and arming
+
+What a thread pays to learn whether its client is still there, in nanoseconds:
+"""
+
+ARMING = """
+To arm an alarm for one request and to cancel it at the end of its scope (second figure: `start()` and `cancel()` of one
+Alarm that is kept). System calls are counted by a seccomp filter, allocations by a stand-in for malloc:
+"""
+
+MACHINE_CODE = """
+The machine code of `peer_gone()`, where the Watch is given by reference: one load fetches the address from the Watch, the
+other the word in shared memory.
+"""
+
+DIRECT = """## A signal to a blocked thread
+
+A peer in another process closes its connection; the time counts from just before its `close()` to the first instruction of
+the signal handler of a thread that is blocked in `recv()`. *Directly*: the share of the signals that the kernel sent
+without the background thread. *Missed*: signals that did not come within ten seconds. The epoll thread, which the ratios
+refer to, waits with EPOLLONESHOT and sends the signal by `tgkill`; so do the poll and the io_uring thread.
+"""
+
+CALLBACK = """## A function on the background thread
+
+The same, to the first instruction of a function that an alarm calls, or that a thread calls which waits in epoll or poll;
+beside connections that are watched too and stay idle. *To one watch*: what the idle ones add.
+"""
+
+AFTER_ACTIVITY = """
+The second of two closes that are {gap} µs apart: here the adaptive dispatcher is still awake.
+"""
+
+STORM = """## A storm
+
+{sockets:,} peers close as fast as one process can. *Last alarm*: the time from the first close until the last alarm ran,
+divided by the time that the closes took. *Wake-ups*: how often the background thread had to be woken for all of them.
+"""
+
+UNWATCHED = """## Connections that nobody watches
+
+The programs see every TCP connection of the host. What a connect/accept/close cycle over loopback pays for that, in one
+thread; all variants take turns in short slices, so that what else the machine does falls on all. *Nothing loaded, again*
+shows what cannot be told apart here. *Certain to*: half the width of the interval that holds the median with 95 %.
+"""
+
+MEMORY = """## Memory
+
+Bytes, with {watches:,} watches. What the kernel takes for an epoll entry is not counted.
+"""
+
+LOADING = """## Loading
+
+Milliseconds from nothing to the first watch, in a process of its own each time:
+"""
+
+ANCESTOR = """## IO::SocketAlarm
+
+The Perl module that sockalarm descends from"""
+
+REPEAT = """## How to repeat
+
+```sh
+scripts/bench                                          # as root; half an hour; leave the machine alone meanwhile
+scripts/bench --only direct --runs 1 --out bench-out   # one section, not into the documentation
+scripts/bench --quick --out bench-out                  # a minute: shows that it runs
+scripts/bench --page-only                              # only this page again
+```
+
+`results.json` has every figure. The programs are `tests/bench/*.cpp`; each is one run of one section.
+"""
