@@ -2,7 +2,6 @@
 #include "core/bpf_session.h"
 
 #include <bpf/bpf.h>
-#include <bpf/btf.h>
 #include <bpf/libbpf.h>
 #include <cap-ng.h>
 #include <fcntl.h>
@@ -15,6 +14,7 @@
 #include <atomic>
 #include <bit>
 #include <cerrno>
+#include <chrono>
 #include <cstdarg>
 #include <cstring>
 #include <fstream>
@@ -176,25 +176,40 @@ bool in_initial_cgroup_namespace() {
   return ::stat("/proc/self/ns/cgroup", &status) == 0 && status.st_ino == kInitial;
 }
 
+// Which names this kernel's type information has. Only its strings are looked through: parsing all of it
+// takes longer than loading the programs. A name that is there as a whole string is there as what we take it
+// for.
 class KernelBtf {
  public:
-  KernelBtf() : btf_(btf__load_vmlinux_btf()), error_(btf_ != nullptr ? 0 : errno) {}
-  ~KernelBtf() { btf__free(btf_); }
-  KernelBtf(const KernelBtf&) = delete;
-  KernelBtf& operator=(const KernelBtf&) = delete;
+  KernelBtf() {
+    const UniqueFd file(::open(kBtfFile, O_RDONLY | O_CLOEXEC));
+    struct stat status{};
+    if (!file || ::fstat(file.get(), &status) != 0) {
+      error_ = errno;
+      return;
+    }
+    content_.resize(static_cast<std::size_t>(status.st_size));
+    std::size_t done = 0;
+    for (ssize_t n = 1; n > 0 && done < content_.size();
+         done += static_cast<std::size_t>(std::max<ssize_t>(n, 0)))
+      n = ::read(file.get(), content_.data() + done, content_.size() - done);
+    content_.resize(done);
+    if (done == 0) error_ = ENOENT;
+  }
 
   int error() const noexcept { return error_; }
-  bool has_function(const std::string& name) const {
-    return btf_ != nullptr && btf__find_by_name_kind(btf_, name.c_str(), BTF_KIND_FUNC) > 0;
-  }
-  bool has_tracepoint(const std::string& name) const {
-    return btf_ != nullptr &&
-           btf__find_by_name_kind(btf_, ("btf_trace_" + name).c_str(), BTF_KIND_TYPEDEF) > 0;
-  }
+  bool has_function(std::string_view name) const { return has(name); }
+  bool has_tracepoint(std::string_view name) const { return has("btf_trace_" + std::string(name)); }
 
  private:
-  btf* btf_;
-  int error_;
+  bool has(std::string_view name) const {
+    std::string whole(1, '\0');
+    whole.append(name).push_back('\0');
+    return ::memmem(content_.data(), content_.size(), whole.data(), whole.size()) != nullptr;
+  }
+
+  std::string content_;
+  int error_ = 0;
 };
 
 struct SkeletonDeleter {
@@ -249,11 +264,10 @@ class LoadedSession final : public BpfSession {
  public:
   // direct: the programs that deliver by task work. with_release: the release hook's program type needs
   // CAP_NET_ADMIN, the tracepoints do not.
-  Result<void> load(std::uint32_t slots, bool direct, bool with_release) {
+  Result<void> load(std::uint32_t slots, const KernelBtf& btf, bool direct, bool with_release) {
     const LibbpfMessages messages;
     skeleton_.reset(sockalarm_bpf__open());
     if (!skeleton_) return fail(explain(errno, "opening the BPF object", messages.last()));
-    const KernelBtf btf;
     if (btf.error() != 0) {
       return fail(Error::from_errno(btf.error(), std::string("this kernel's type information (") + kBtfFile +
                                                      ", CONFIG_DEBUG_INFO_BTF) cannot be read"));
@@ -419,12 +433,12 @@ class LoadedSession final : public BpfSession {
 };
 
 // From the most that can be had to the least; the last failure is the one to tell.
-Result<void> load_the_most(LoadedSession& session, std::uint32_t slots, bool direct) {
+Result<void> load_the_most(LoadedSession& session, std::uint32_t slots, const KernelBtf& btf, bool direct) {
   Result<void> loaded = fail(Error(Errc::unsupported, "nothing was tried"));
   for (const bool with_task_work : {true, false}) {
     if (with_task_work && !direct) continue;
     for (const bool with_release : {true, false}) {
-      loaded = session.load(slots, with_task_work, with_release);
+      loaded = session.load(slots, btf, with_task_work, with_release);
       if (loaded) return loaded;
     }
     if (with_task_work) session.refuse_task_work(loaded.error());
@@ -437,10 +451,23 @@ Result<void> load_the_most(LoadedSession& session, std::uint32_t slots, bool dir
 Result<std::unique_ptr<BpfSession>> BpfSession::open(std::uint32_t slots, std::size_t ring_bytes,
                                                      bool direct) {
   auto session = std::make_unique<LoadedSession>();
-  if (auto ok = load_the_most(*session, slots, direct); !ok) return fail(ok.error());
+  auto before = std::chrono::steady_clock::now();
+  std::string& times = session->times_;
+  const auto passed = [&](const char* step) {
+    const auto now = std::chrono::steady_clock::now();
+    times += (times.empty() ? "kernel source: " : ", ") + std::string(step) + " " +
+             std::to_string((now - before) / std::chrono::microseconds(1)) + " us";
+    before = now;
+  };
+  const KernelBtf btf;
+  passed("names");
+  if (auto ok = load_the_most(*session, slots, btf, direct); !ok) return fail(ok.error());
+  passed("loaded");
   if (auto ok = session->make_maps(slots, std::bit_ceil(std::max(ring_bytes, page_size()))); !ok)
     return fail(ok.error());
+  passed("maps");
   if (auto ok = session->attach_all(); !ok) return fail(ok.error());
+  passed("attached");
   return std::unique_ptr<BpfSession>(std::move(session));
 }
 

@@ -49,8 +49,12 @@ class BpfSession {
   BpfSession(const BpfSession&) = delete;
   BpfSession& operator=(const BpfSession&) = delete;
 
+  // What open() spent its time on, for a log.
+  const std::string& times() const noexcept { return times_; }
+
  protected:
   BpfSession() = default;
+  std::string times_;
 };
 
 }  // namespace sockalarm::detail

@@ -112,6 +112,8 @@ Result<std::shared_ptr<Core>> Core::create(Options options) {
   if (!sigio) return fail(sigio.error());
   auto core = std::shared_ptr<Core>(new Core(std::move(options), std::move(*chosen), std::move(*sigio)));
   for (const std::string& why : core->why_not_) core->dispatcher_.log(LogLevel::info, why);
+  if (const std::string times = core->source_->times(); !times.empty())
+    core->dispatcher_.log(LogLevel::debug, times);
   Core* const self = core.get();
   auto started = core->dispatcher_.start(
       core, [self](const std::vector<News>& news, bool some_lost) { self->handle_news(news, some_lost); });

@@ -23,6 +23,7 @@ class KernelSource final : public Source {
   }
 
   SourceKind kind() const noexcept override { return SourceKind::kernel; }
+  std::string times() const override { return session_->times(); }
 
   Result<void> add(Socket& socket) override {
     if (!socket.kind.tcp || free_slots_.empty()) return epoll_->add(socket);

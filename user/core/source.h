@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "core/socket_look.h"
@@ -48,6 +49,9 @@ class Source {
 
   virtual SourceKind kind() const noexcept = 0;
   virtual PollStyle poll_style() const noexcept { return PollStyle::rdhup; }
+
+  // What making it took, if that is worth a line in a log.
+  virtual std::string times() const { return {}; }
 
   // Begins to report the sticky events of socket.fds.front() and gives the socket its WatchState.
   virtual Result<void> add(Socket& socket) = 0;
