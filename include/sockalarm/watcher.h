@@ -25,7 +25,7 @@ struct WatchHandle;
 }  // namespace detail
 
 // Where events come from. All mean the same; docs/sources.md lists the differences.
-enum class SourceKind { automatic, kernel, epoll, poll };
+enum class SourceKind : std::uint8_t { automatic, kernel, epoll, poll };
 std::string_view to_string(SourceKind kind) noexcept;
 [[nodiscard]] Result<SourceKind> parse_source(std::string_view text);
 
@@ -134,12 +134,27 @@ class Alarm {
 
  private:
   friend class Watch;
-  explicit Alarm(std::shared_ptr<detail::AlarmRecord> record) noexcept;
-  std::shared_ptr<detail::AlarmRecord> record_;  // null: moved from
+  friend struct detail::WatchHandle;
+  explicit Alarm(detail::AlarmRecord* record) noexcept : record_(record) {}
+  detail::AlarmRecord* record_;  // given back by the destructor; null: moved from
 };
 
 // Descriptor, events, state and the numbered actions in words, for logs.
 std::string to_string(const Alarm& alarm);
+
+// What is known of a watched socket's peer: one pointer into shared memory, to be copied freely. Asking is
+// one load and one branch. Any thread, also in signal handlers; only while the Watch it was taken from lives.
+class Peer {
+ public:
+  bool gone() const noexcept { return (load() & events::shut.bits()) != 0; }
+  Events seen() const noexcept { return Events(static_cast<std::uint32_t>(load())) & events::all; }
+
+ private:
+  friend class Watch;
+  explicit Peer(const std::uint64_t* seen) noexcept : seen_(seen) {}
+  std::uint64_t load() const noexcept { return __atomic_load_n(seen_, __ATOMIC_ACQUIRE); }
+  const std::uint64_t* seen_;
+};
 
 // The registration of one socket, made once per connection; unregistered by the destructor. The descriptor
 // stays the caller's: closing it while watched is allowed (see events::closed) and is seen by cookie, so a
@@ -151,13 +166,12 @@ class Watch {
   Watch& operator=(Watch&&) noexcept;
   ~Watch();
 
-  // Has the peer gone (any of events::shut)? One memory load; safe in a hot loop and in signal handlers.
-  bool peer_gone() const noexcept {
-    return (__atomic_load_n(seen_, __ATOMIC_ACQUIRE) & events::shut.bits()) != 0;
-  }
-  Events seen() const noexcept {
-    return Events(static_cast<std::uint32_t>(__atomic_load_n(seen_, __ATOMIC_ACQUIRE))) & events::all;
-  }
+  // Has the peer gone (any of events::shut)? A load of shared memory; safe in a hot loop and in signal
+  // handlers.
+  bool peer_gone() const noexcept { return peer_.gone(); }
+  Events seen() const noexcept { return peer_.seen(); }
+  // The same question by value, for a register.
+  Peer peer() const noexcept { return peer_; }
   std::chrono::steady_clock::time_point seen_at()
       const noexcept;          // of the first of events::shut; epoch: none
   int error() const noexcept;  // errno that came with it, if known
@@ -179,7 +193,7 @@ class Watch {
  private:
   friend class Watcher;
   explicit Watch(std::unique_ptr<detail::WatchHandle> handle) noexcept;
-  const std::uint64_t* seen_;  // in the shared table; of a moved-from Watch, a zero
+  Peer peer_;  // in the shared table; of a moved-from Watch, a zero
   std::unique_ptr<detail::WatchHandle> handle_;
 };
 

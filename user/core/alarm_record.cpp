@@ -28,6 +28,16 @@ void AlarmRecord::await_delivery() const noexcept {
   while (load().state == Control::State::delivering) std::this_thread::yield();
 }
 
+void AlarmRecord::leave_alone() noexcept {
+  self = shared_from_this();
+  if ((use.fetch_or(kAlone) & kInUse) == 0) self.reset();
+}
+
+void AlarmRecord::give_back() noexcept {
+  std::shared_ptr<AlarmRecord> last;
+  if ((use.fetch_sub(kInUse) & kAlone) != 0) last = std::move(self);
+}
+
 AlarmRecord::~AlarmRecord() {
 #if SOCKALARM_LINUX
   Sigio::leave(*this);

@@ -47,7 +47,16 @@ struct AlarmRecord : std::enable_shared_from_this<AlarmRecord> {
   ArmOptions options;
   // Of the chain, as in WatchState::signal; 0: only the dispatcher can begin it.
   std::atomic<std::uint32_t> signal_word{0};
-  std::atomic<bool> in_use{true};  // by an Alarm; a Watch gives a free record to its next Alarm
+  AlarmRecord* next = nullptr;  // of the same socket; under the Core's mutex
+
+  // Who has it. An Alarm uses it, and gives it back at its end: to its Watch, which hands it to the next one.
+  // Without a Watch it keeps itself alive until then. One word, so that an end of both at once has one
+  // winner; `self` is written before `alone` is set, and taken by the Alarm that finds it set.
+  static constexpr std::uint32_t kInUse = 1, kAlone = 2;
+  std::atomic<std::uint32_t> use{kInUse};
+  std::shared_ptr<AlarmRecord> self;
+  void leave_alone() noexcept;  // by a Watch that goes, or has none to give
+  void give_back() noexcept;    // by an Alarm
 
   std::atomic<pid_t> arming_thread{0};
 

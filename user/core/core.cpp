@@ -17,7 +17,7 @@ namespace {
 
 using Clock = Dispatcher::Clock;
 constexpr Events kMomentary = events::readable | events::urgent;
-constexpr std::chrono::milliseconds kFirstEofCheck{1}, kLongestEofCheck{50};
+constexpr int kFirstEofCheck = 1, kLongestEofCheck = 50;  // ms
 // How long the arming thread may take to get to its signal before the dispatcher begins the chain instead: a
 // thread in an uninterruptible sleep must not hold up the actions after the signal.
 constexpr std::chrono::milliseconds kDirectGrace{10};
@@ -25,9 +25,9 @@ constexpr std::chrono::milliseconds kDirectGrace{10};
 // A descriptor through which the socket can still be asked; -1: none is left.
 int live_descriptor(const Socket& socket) noexcept {
   const auto is_ours = [&](int fd) { return file_identity(fd) == socket.cookie; };
-  for (const int fd : socket.fds)
-    if (is_ours(fd)) return fd;
-  for (const AlarmRecord* record : socket.alarms)
+  for (const WatchHandle* watch = socket.watches; watch != nullptr; watch = watch->next)
+    if (is_ours(watch->fd)) return watch->fd;
+  for (const AlarmRecord* record = socket.alarms; record != nullptr; record = record->next)
     if (is_ours(record->fd)) return record->fd;
   return -1;
 }
@@ -35,11 +35,21 @@ int live_descriptor(const Socket& socket) noexcept {
 // What the armed alarms of a socket want; `further_only`: without the one the kernel program reads by itself.
 Events wanted(const Socket& socket, bool further_only = false) noexcept {
   Events all;
-  for (const AlarmRecord* record : socket.alarms) {
+  for (const AlarmRecord* record = socket.alarms; record != nullptr; record = record->next) {
     const Control control = record->load();
     if (control.state == Control::State::armed && !(further_only && record->primary)) all |= control.interest;
   }
   return all;
+}
+
+// Out of a list that is linked by `next`.
+template <class Link>
+void erase(Link*& list, const Link& one) noexcept {
+  for (Link** link = &list; *link != nullptr; link = &(*link)->next) {
+    if (*link != &one) continue;
+    *link = one.next;
+    return;
+  }
 }
 
 int errno_of(Events found) noexcept {
@@ -57,7 +67,10 @@ void take_pending_signal() noexcept {
 
 }  // namespace
 
-Socket::~Socket() { core->remove(*this); }
+Socket::~Socket() {
+  const std::shared_ptr<Core> last = core->remove(*this);
+  if (owns_state) delete state;
+}
 
 namespace {
 
@@ -135,7 +148,8 @@ void Core::stop() noexcept {
   {
     const std::lock_guard lock(mutex_);
     for (const auto& [cookie, socket] : sockets_) {
-      for (AlarmRecord* record : socket->alarms) record->cut_short();
+      for (AlarmRecord* record = socket->alarms; record != nullptr; record = record->next)
+        record->cut_short();
 #if SOCKALARM_LINUX
       Sigio::release(*socket);
 #endif
@@ -148,7 +162,7 @@ void Core::stop() noexcept {
 void Core::disarm_all() noexcept {
   const std::lock_guard lock(mutex_);
   for (const auto& [cookie, socket] : sockets_) {
-    for (AlarmRecord* record : socket->alarms) {
+    for (AlarmRecord* record = socket->alarms; record != nullptr; record = record->next) {
       std::uint64_t word = record->control().load();
       for (Control control = Control::unpack(word); control.state == Control::State::armed;
            control = Control::unpack(word)) {
@@ -187,18 +201,15 @@ Result<std::shared_ptr<Socket>> Core::watch(int fd) {
   const std::lock_guard lock(mutex_);
   if (const auto known = sockets_.find(*identity); known != sockets_.end()) {
     socket = known->second->weak_from_this().lock();
-    if (socket) {
-      socket->fds.push_back(fd);
-      return socket;
-    }
+    if (socket) return socket;
     // Its last owner has gone but waits for our lock to unregister.
     source_->remove(*known->second);
     known->second->registered = false;
     sockets_.erase(known);
   }
-  socket = std::make_shared<Socket>(shared_from_this(), *identity, *kind);
-  socket->fds.push_back(fd);
-  if (auto added = source_->add(*socket); !added) return fail(added.error().with_context("watch()"));
+  socket = std::make_shared<Socket>(*this, *identity, *kind);
+  if (socket_count_++ == 0) self_ = shared_from_this();
+  if (auto added = source_->add(*socket, fd); !added) return fail(added.error().with_context("watch()"));
   socket->registered = true;
   sockets_.emplace(*identity, socket.get());
   // Registered first, looked at second: what had happened is seen now, what happens from here on is reported.
@@ -207,15 +218,21 @@ Result<std::shared_ptr<Socket>> Core::watch(int fd) {
   return socket;
 }
 
-void Core::unwatch(Socket& socket, int fd) noexcept {
+void Core::link(WatchHandle& handle) {
+  const std::lock_guard lock(mutex_);
+  handle.next = std::exchange(handle.socket->watches, &handle);
+}
+
+void Core::unlink(WatchHandle& handle) noexcept {
   if (inert()) return;
   const std::lock_guard lock(mutex_);
-  const auto found = std::find(socket.fds.begin(), socket.fds.end(), fd);
-  if (found != socket.fds.end()) socket.fds.erase(found);
-  // Its owner is about to close it; ask through another one that is watched, if there is.
-  if (fd == socket.registered_fd && !socket.fds.empty() && socket.fds.front() != fd &&
-      file_identity(socket.fds.front()) == socket.cookie)
-    source_->move(socket, socket.fds.front());
+  Socket& socket = *handle.socket;
+  erase(socket.watches, handle);
+  // Its owner is about to close the descriptor; ask through another one that is watched, if there is.
+  if (handle.fd != socket.registered_fd) return;
+  for (const WatchHandle* other = socket.watches; other != nullptr; other = other->next)
+    if (other->fd != handle.fd && file_identity(other->fd) == socket.cookie)
+      return source_->move(socket, other->fd);
 }
 
 // The number that the source asks through was closed: another descriptor of the socket, if we know one,
@@ -225,33 +242,35 @@ void Core::move_if_closed(Socket& socket) {
   if (const int fd = live_descriptor(socket); fd >= 0) source_->move(socket, fd);
 }
 
-void Core::remove(Socket& socket) noexcept {
-  if (inert()) return;
+std::shared_ptr<Core> Core::remove(Socket& socket) noexcept {
+  if (inert()) return nullptr;
   const std::lock_guard lock(mutex_);
   closed_awaited_.erase(&socket);
-  if (!socket.registered) return;
+  if (socket.registered) {
 #if SOCKALARM_LINUX
-  Sigio::release(socket);
+    Sigio::release(socket);
 #endif
-  stop_awaiting_eof(socket);
-  source_->remove(socket);
-  sockets_.erase(socket.cookie);
+    stop_awaiting_eof(socket);
+    source_->remove(socket);
+    sockets_.erase(socket.cookie);
+  }
+  return --socket_count_ == 0 ? std::move(self_) : nullptr;
 }
 
 std::shared_ptr<AlarmRecord> Core::make_record(std::shared_ptr<Socket> socket, int fd) {
   const std::lock_guard lock(mutex_);
-  const bool first =
-      std::none_of(socket->alarms.begin(), socket->alarms.end(), [](const auto* r) { return r->primary; });
-  Socket& of = *socket;
+  bool first = true;
+  AlarmRecord** last = &socket->alarms;
+  for (; *last != nullptr; last = &(*last)->next) first &= !(*last)->primary;
   auto record = std::make_shared<AlarmRecord>(std::move(socket), fd, first);
-  of.alarms.push_back(record.get());
+  *last = record.get();
   return record;
 }
 
 void Core::remove(AlarmRecord& record) noexcept {
   if (inert()) return;
   const std::lock_guard lock(mutex_);
-  std::erase(record.socket->alarms, &record);
+  erase(record.socket->alarms, record);
 }
 
 bool Core::start(AlarmRecord& record) {
@@ -513,7 +532,7 @@ void Core::found_eof(Socket& socket) {
 void Core::fire_ready(Socket& socket, Events momentary, News::Direct direct) {
   const Events now = seen(*socket.state) | momentary;
   bool wait = false;
-  for (AlarmRecord* record : socket.alarms) {
+  for (AlarmRecord* record = socket.alarms; record != nullptr; record = record->next) {
     if (record->awaits_rest())
       go_on(*record, direct);
     else if (expects_direct(*record, direct))
@@ -552,7 +571,7 @@ void Core::await_direct(Socket& socket) {
 
 // Brings what the socket's armed alarms need beside the shared words up to date.
 void Core::refresh(Socket& socket) {
-  for (AlarmRecord* record : socket.alarms)
+  for (AlarmRecord* record = socket.alarms; record != nullptr; record = record->next)
     if (record->deadline_timer != Dispatcher::kNoTimer && record->load().state != Control::State::armed)
       dispatcher_.cancel_timer(std::exchange(record->deadline_timer, Dispatcher::kNoTimer));
 
@@ -579,33 +598,35 @@ void Core::refresh(Socket& socket) {
 void Core::await_eof(Socket& socket) {
   const int fd = live_descriptor(socket);
   if (fd >= 0 && all_was_read(fd)) return found_eof(socket);
-  if (socket.reads_watched || socket.eof_backoff.count() != 0) return;
+  if (socket.reads_watched || socket.eof_backoff_ms != 0) return;
   if (source_->watch_reads(socket, true)) {
     socket.reads_watched = true;
     // What was read before the program was attached.
     if (fd >= 0 && all_was_read(fd)) found_eof(socket);
   } else {
-    socket.eof_backoff = kFirstEofCheck;
+    socket.eof_backoff_ms = kFirstEofCheck;
     schedule_eof_check(socket);
   }
 }
 
 void Core::stop_awaiting_eof(Socket& socket) noexcept {
   if (std::exchange(socket.reads_watched, false)) source_->watch_reads(socket, false);
-  socket.eof_backoff = {};
+  socket.eof_backoff_ms = 0;
 }
 
 void Core::schedule_eof_check(Socket& socket) {
-  dispatcher_.add_timer(Clock::now() + socket.eof_backoff, [this, weak = socket.weak_from_this()] {
-    const auto alive = weak.lock();
-    if (!alive) return;
-    const std::lock_guard lock(mutex_);
-    if (alive->eof_backoff.count() == 0) return;
-    const int fd = live_descriptor(*alive);
-    if (fd >= 0 && all_was_read(fd)) return found_eof(*alive);
-    alive->eof_backoff = std::min(alive->eof_backoff * 2, kLongestEofCheck);
-    schedule_eof_check(*alive);
-  });
+  dispatcher_.add_timer(Dispatcher::in(std::chrono::milliseconds(socket.eof_backoff_ms)),
+                        [this, weak = socket.weak_from_this()] {
+                          const auto alive = weak.lock();
+                          if (!alive) return;
+                          const std::lock_guard lock(mutex_);
+                          if (alive->eof_backoff_ms == 0) return;
+                          const int fd = live_descriptor(*alive);
+                          if (fd >= 0 && all_was_read(fd)) return found_eof(*alive);
+                          alive->eof_backoff_ms = static_cast<std::uint16_t>(
+                              std::min(alive->eof_backoff_ms * 2, kLongestEofCheck));
+                          schedule_eof_check(*alive);
+                        });
 }
 
 void Core::schedule_closed_check() {
@@ -621,7 +642,7 @@ void Core::schedule_closed_check() {
 void Core::check_closed() {
   const std::vector<Socket*> sockets(closed_awaited_.begin(), closed_awaited_.end());
   for (Socket* socket : sockets) {
-    for (AlarmRecord* record : socket->alarms)
+    for (AlarmRecord* record = socket->alarms; record != nullptr; record = record->next)
       if (record->load().interest.contains(events::closed) && file_identity(record->fd) != socket->cookie)
         fire(*record, events::closed);
     refresh(*socket);

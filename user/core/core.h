@@ -20,6 +20,7 @@
 namespace sockalarm::detail {
 
 struct Socket;
+struct WatchHandle;
 
 // Brings sockets, alarms, source and dispatcher together. Everything that is not on the fast path (arm and
 // cancel of a socket's first alarm on events::shut) happens under one mutex. Locks are taken in the order
@@ -35,8 +36,10 @@ class Core final : public std::enable_shared_from_this<Core> {
   std::optional<Error> refusal() const;
 
   Result<std::shared_ptr<Socket>> watch(int fd);
-  void unwatch(Socket& socket, int fd) noexcept;
-  void remove(Socket& socket) noexcept;  // by its destructor
+  void link(WatchHandle& handle);
+  void unlink(WatchHandle& handle) noexcept;
+  // By its destructor; what it answers may be the last reference to this.
+  [[nodiscard]] std::shared_ptr<Core> remove(Socket& socket) noexcept;
 
   std::shared_ptr<AlarmRecord> make_record(std::shared_ptr<Socket> socket, int fd);
   void remove(AlarmRecord& record) noexcept;  // by its destructor
@@ -101,6 +104,8 @@ class Core final : public std::enable_shared_from_this<Core> {
   std::unordered_map<std::uint64_t, Socket*> sockets_;  // by cookie
   std::set<Socket*> closed_awaited_;                    // sockets with an alarm armed on `closed`
   bool closed_check_scheduled_ = false;
+  std::size_t socket_count_ = 0;  // with those that are just being destroyed
+  std::shared_ptr<Core> self_;    // while there are any
 
   const ForkHandler fork_handler_{[this] { in_child(); }};  // the last member
 };

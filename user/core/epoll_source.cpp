@@ -89,8 +89,8 @@ Result<void> EpollSource::add_ring(int fd) {
   return {};
 }
 
-Result<void> EpollSource::add(Socket& socket) {
-  socket.registered_fd = socket.fds.front();
+Result<void> EpollSource::add(Socket& socket, int fd) {
+  socket.registered_fd = fd;
   int failed = control(epoll_.get(), EPOLL_CTL_ADD, socket, kSticky);
   // Left from an earlier registration of the same open file under the same number.
   if (failed == EEXIST) failed = control(epoll_.get(), EPOLL_CTL_MOD, socket, kSticky);
@@ -99,8 +99,7 @@ Result<void> EpollSource::add(Socket& socket) {
         failed, "epoll_ctl() for descriptor " + std::to_string(socket.registered_fd) +
                     (failed == ENOSPC ? " (limit: /proc/sys/fs/epoll/max_user_watches)" : "")));
   }
-  socket.own_state = std::make_unique<WatchState>();
-  socket.state = socket.own_state.get();
+  socket.make_own_state();
   socket.served_by = SourceKind::epoll;
   return {};
 }

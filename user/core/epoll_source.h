@@ -16,7 +16,7 @@ class EpollSource : public Source {
   static Result<std::unique_ptr<EpollSource>> open();
 
   SourceKind kind() const noexcept override { return SourceKind::epoll; }
-  Result<void> add(Socket& socket) override;
+  Result<void> add(Socket& socket, int fd) override;
   void remove(Socket& socket) noexcept override;
   void want(Socket& socket, Events momentary) override;
   void move(Socket& socket, int fd) override;

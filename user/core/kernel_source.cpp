@@ -25,8 +25,8 @@ class KernelSource final : public Source {
   SourceKind kind() const noexcept override { return SourceKind::kernel; }
   std::string times() const override { return session_->times(); }
 
-  Result<void> add(Socket& socket) override {
-    if (!socket.kind.tcp || free_slots_.empty()) return epoll_->add(socket);
+  Result<void> add(Socket& socket, int fd) override {
+    if (!socket.kind.tcp || free_slots_.empty()) return epoll_->add(socket, fd);
     const std::uint32_t slot = free_slots_.front();
     WatchState& state = session_->table()[slot];
     // The state first, then the registry: from there on the kernel finds it. The slot's alarm generation goes
@@ -44,11 +44,11 @@ class KernelSource final : public Source {
     control.state = Control::State::idle;
     shared(state.control).store(control.pack());
     // Out of memory for it, say: the socket is watched all the same.
-    if (!session_->enroll(socket.cookie, slot, generation)) return epoll_->add(socket);
+    if (!session_->enroll(socket.cookie, slot, generation)) return epoll_->add(socket, fd);
     free_slots_.pop_front();
     socket.state = &state;
     socket.slot = slot;
-    socket.registered_fd = socket.fds.front();
+    socket.registered_fd = fd;
     socket.served_by = SourceKind::kernel;
     return {};
   }
@@ -129,8 +129,16 @@ class KernelSource final : public Source {
 
  private:
   static News::Direct direct_of(const sockalarm_record& record) noexcept {
-    return record.direct <= SOCKALARM_DIRECT_FAILED ? static_cast<News::Direct>(record.direct)
-                                                    : News::Direct::none;
+    switch (record.direct) {
+      case SOCKALARM_DIRECT_SCHEDULED:
+        return News::Direct::scheduled;
+      case SOCKALARM_DIRECT_DONE:
+        return News::Direct::done;
+      case SOCKALARM_DIRECT_FAILED:
+        return News::Direct::failed;
+      default:
+        return News::Direct::none;
+    }
   }
 
   struct Counters {  // written by the dispatcher, read by any thread

@@ -33,10 +33,9 @@ class PollSource final : public Source {
   SourceKind kind() const noexcept override { return SourceKind::poll; }
   PollStyle poll_style() const noexcept override { return style_; }
 
-  Result<void> add(Socket& socket) override {
-    socket.own_state = std::make_unique<WatchState>();
-    socket.state = socket.own_state.get();
-    socket.registered_fd = socket.fds.front();
+  Result<void> add(Socket& socket, int fd) override {
+    socket.make_own_state();
+    socket.registered_fd = fd;
     socket.served_by = SourceKind::poll;
     const std::lock_guard lock(mutex_);
     Entry& entry = entries_[socket.cookie] = Entry{};

@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "core/socket_look.h"
-#include "sockalarm_abi.h"
 
 namespace sockalarm::detail {
 
@@ -29,10 +28,10 @@ struct News {
     hint       // by poll flags: look at the socket; `what` stands if its descriptor can no longer be asked
   } certainty = Certainty::hint;
   enum class Direct {
-    none = SOCKALARM_DIRECT_NONE,
-    scheduled = SOCKALARM_DIRECT_SCHEDULED,  // the arming thread will take the alarm when it runs next
-    done = SOCKALARM_DIRECT_DONE,            // it did; the dispatcher goes on with the rest of the chain
-    failed = SOCKALARM_DIRECT_FAILED         // it took it, but could not be signalled
+    none,
+    scheduled,  // the arming thread will take the alarm when it runs next
+    done,       // it did; the dispatcher goes on with the rest of the chain
+    failed      // it took it, but could not be signalled
   } direct = Direct::none;
 };
 
@@ -53,8 +52,8 @@ class Source {
   // What making it took, if that is worth a line in a log.
   virtual std::string times() const { return {}; }
 
-  // Begins to report the sticky events of socket.fds.front() and gives the socket its WatchState.
-  virtual Result<void> add(Socket& socket) = 0;
+  // Begins to report the sticky events of the socket behind `fd` and gives it its WatchState.
+  virtual Result<void> add(Socket& socket, int fd) = 0;
   virtual void remove(Socket& socket) noexcept = 0;
   // Report readable and urgent too, from now on; of what is so already as well.
   virtual void want(Socket& socket, Events momentary) = 0;

@@ -9,51 +9,7 @@
 
 namespace sockalarm {
 namespace detail {
-
-// What a Watch owns.
-struct WatchHandle {
-  WatchHandle(std::shared_ptr<Socket> of, int descriptor) : socket(std::move(of)), fd(descriptor) {}
-  ~WatchHandle() {
-    stop_alarm.reset();
-    socket->core->unwatch(*socket, fd);
-  }
-  WatchHandle(const WatchHandle&) = delete;
-  WatchHandle& operator=(const WatchHandle&) = delete;
-
-  std::shared_ptr<AlarmRecord> take_record();
-
-  const std::shared_ptr<Socket> socket;
-  const int fd;
-
-  std::mutex mutex;
-  std::shared_ptr<AlarmRecord> spare;  // the first record, used again and again: arming allocates nothing
-  std::optional<Alarm> stop_alarm;
-  std::stop_source stop_source;
-};
-
-std::shared_ptr<AlarmRecord> WatchHandle::take_record() {
-  const std::lock_guard lock(mutex);
-  if (spare && !spare->in_use.load(std::memory_order_acquire)) {
-    // Still running only if the Alarm was destroyed from inside its own action.
-    const Control control = spare->load();
-    if (!control.has_fired() || spare->phase.load() == AlarmRecord::Phase::ended) {
-      spare->in_use.store(true, std::memory_order_relaxed);
-      return spare;
-    }
-  }
-  auto record = socket->core->make_record(socket, fd);
-  if (!spare) spare = record;
-  return record;
-}
-
-}  // namespace detail
-
 namespace {
-
-using detail::AlarmRecord;
-using detail::Control;
-
-constexpr std::uint64_t kNothingSeen = 0;
 
 Result<void> check(const ActionChain& chain, const ArmOptions& options) {
   if (const Error* error = chain.error()) return fail(*error);
@@ -70,6 +26,73 @@ Result<void> check(const ActionChain& chain, const ArmOptions& options) {
     return fail(Error(Errc::invalid_events, "no events and no deadline: this alarm could never go off"));
   return {};
 }
+
+}  // namespace
+
+struct WatchHandle::StopState {
+  std::stop_source source;
+  std::optional<Alarm> alarm;
+};
+
+WatchHandle::WatchHandle(std::shared_ptr<Socket> of, int descriptor) : socket(std::move(of)), fd(descriptor) {
+  socket->core->link(*this);
+}
+
+WatchHandle::~WatchHandle() {
+  stop_state.reset();
+  socket->core->unlink(*this);
+  if (spare_owner) spare_owner->leave_alone();
+}
+
+AlarmRecord* WatchHandle::take_record() {
+  if (AlarmRecord* known = spare.load(std::memory_order_acquire);
+      known != nullptr && (known->use.fetch_or(AlarmRecord::kInUse) & AlarmRecord::kInUse) == 0) {
+    // Still running only if the Alarm was destroyed from inside its own action.
+    if (!known->load().has_fired() || known->phase.load() == AlarmRecord::Phase::ended) return known;
+    known->give_back();
+  }
+  auto record = socket->core->make_record(socket, fd);
+  AlarmRecord* none = nullptr;
+  // The first of several threads that come here at once gives its record to the Watch.
+  static std::mutex giving;
+  const std::lock_guard lock(giving);
+  if (!spare_owner) {
+    spare_owner = record;
+    spare.compare_exchange_strong(none, record.get(), std::memory_order_release);
+  } else {
+    record->leave_alone();
+  }
+  return record.get();
+}
+
+std::stop_token WatchHandle::stop_token(Events on) {
+  static std::mutex making;  // seldom wanted, so one for all
+  const std::lock_guard lock(making);
+  if (!stop_state) {
+    // Not with the spare record, which it would never give back.
+    Core& core = *socket->core;
+    auto state = std::make_unique<StopState>();
+    const ActionChain chain{request_stop(state->source)};
+    if (!check(chain, {.on = on, .deadline = {}}) || core.refusal()) return {};
+    const auto record = core.make_record(socket, fd);
+    record->leave_alone();
+    record->set_chain(chain);
+    record->options.on = on;
+    state->alarm.emplace(Alarm(record.get()));
+    state->alarm->start();
+    stop_state = std::move(state);
+  }
+  return stop_state->source.get_token();
+}
+
+}  // namespace detail
+
+namespace {
+
+using detail::AlarmRecord;
+using detail::Control;
+
+constexpr std::uint64_t kNothingSeen = 0;
 
 std::string describe_progress(const Alarm& alarm) {
   if (!alarm.triggered()) return alarm.active() ? "armed" : "not armed";
@@ -111,11 +134,11 @@ Description Watcher::describe() const { return core_->describe(); }
 Stats Watcher::stats() const { return core_->stats(); }
 
 Watch::Watch(std::unique_ptr<detail::WatchHandle> handle) noexcept
-    : seen_(&handle->socket->state->seen), handle_(std::move(handle)) {}
+    : peer_(&handle->socket->state->seen), handle_(std::move(handle)) {}
 Watch::Watch(Watch&& other) noexcept
-    : seen_(std::exchange(other.seen_, &kNothingSeen)), handle_(std::move(other.handle_)) {}
+    : peer_(std::exchange(other.peer_, Peer(&kNothingSeen))), handle_(std::move(other.handle_)) {}
 Watch& Watch::operator=(Watch&& other) noexcept {
-  seen_ = std::exchange(other.seen_, &kNothingSeen);
+  peer_ = std::exchange(other.peer_, Peer(&kNothingSeen));
   handle_ = std::move(other.handle_);
   return *this;
 }
@@ -132,12 +155,12 @@ std::uint64_t Watch::cookie() const noexcept { return handle_->socket->cookie; }
 SourceKind Watch::source() const noexcept { return handle_->socket->served_by; }
 
 Result<Alarm> Watch::arm(const ActionChain& chain, ArmOptions options) const {
-  if (auto ok = check(chain, options); !ok) return fail(ok.error());
+  if (auto ok = detail::check(chain, options); !ok) return fail(ok.error());
   if (auto refused = handle_->socket->core->refusal()) return fail(std::move(*refused));
-  auto record = handle_->take_record();
+  detail::AlarmRecord* record = handle_->take_record();
   record->set_chain(chain);
   record->options = options;
-  Alarm alarm(std::move(record));
+  Alarm alarm(record);
   alarm.start();
   return alarm;
 }
@@ -150,35 +173,22 @@ Result<Alarm> Watch::arm(ArmOptions options) const {
 }
 
 std::stop_token Watch::stop_token(Events on) const {
-  if (handle_->socket->core->inert()) return {};  // another thread of the parent may have held the mutex
-  const std::lock_guard lock(handle_->mutex);
-  if (!handle_->stop_alarm) {
-    // Not through arm(), which would lock again and might hand out the spare record for good.
-    auto& core = *handle_->socket->core;
-    const ActionChain chain{request_stop(handle_->stop_source)};
-    if (!check(chain, {.on = on, .deadline = {}}) || core.refusal()) return {};
-    auto record = core.make_record(handle_->socket, handle_->fd);
-    record->set_chain(chain);
-    record->options.on = on;
-    handle_->stop_alarm = Alarm(std::move(record));
-    handle_->stop_alarm->start();
-  }
-  return handle_->stop_source.get_token();
+  if (handle_->socket->core->inert()) return {};
+  return handle_->stop_token(on);
 }
 
-Alarm::Alarm(std::shared_ptr<detail::AlarmRecord> record) noexcept : record_(std::move(record)) {}
-Alarm::Alarm(Alarm&&) noexcept = default;
+Alarm::Alarm(Alarm&& other) noexcept : record_(std::exchange(other.record_, nullptr)) {}
 Alarm& Alarm::operator=(Alarm&& other) noexcept {
   if (this != &other) {
     const Alarm old(std::move(*this));
-    record_ = std::move(other.record_);
+    record_ = std::exchange(other.record_, nullptr);
   }
   return *this;
 }
 Alarm::~Alarm() {
-  if (!record_) return;
+  if (record_ == nullptr) return;
   cancel_and_wait();
-  record_->in_use.store(false, std::memory_order_release);
+  record_->give_back();
 }
 
 bool Alarm::start() { return record_->socket->core->start(*record_); }
