@@ -3,14 +3,16 @@
 
 #include <CLI/CLI.hpp>
 #include <functional>
+#include <string>
+#include <vector>
 
 namespace sockalarm::cli {
 
 // What the chosen subcommand does; its result is the exit status.
 using Task = std::function<int()>;
 
-// Each adds its subcommand and sets `chosen` when it is the one.
-void add_run(CLI::App& app, Task& chosen);
+// Each adds its subcommand and sets `chosen` when it is the one. What stands after "--" is `command`.
+void add_run(CLI::App& app, Task& chosen, const std::vector<std::string>& command);
 void add_doctor(CLI::App& app, Task& chosen);
 void add_fds(CLI::App& app, Task& chosen);
 void add_completion(CLI::App& app, Task& chosen);

@@ -4,13 +4,14 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "base/text.h"
 #include "cli/commands.h"
 
 namespace sockalarm::cli {
 namespace {
 
 struct FdsOptions {
-  std::optional<pid_t> pid;
+  std::optional<std::string> pid;
   bool sockets = false, json = false;
 };
 
@@ -25,7 +26,16 @@ nlohmann::json as_json(const DescriptorInfo& info) {
 }
 
 int print_descriptors(const FdsOptions& options) {
-  const auto table = descriptor_table(options.pid);
+  std::optional<pid_t> pid;
+  if (options.pid) {
+    pid = parse_number<pid_t>(*options.pid);
+    if (!pid || *pid <= 0) {
+      std::cerr << "sockalarm fds: " << sockalarm::quoted(*options.pid)
+                << " is not a process id; expected a number above 0, such as pidof(1) prints\n";
+      return kExitFailed;
+    }
+  }
+  const auto table = descriptor_table(pid);
   if (!table) {
     std::cerr << "sockalarm fds: " << table.error().message()
               << "; is there such a process, and is it yours?\n";
@@ -50,7 +60,7 @@ void add_fds(CLI::App& app, Task& chosen) {
       "fds", "Show the descriptors of a process, sockets with addresses, state and cookie");
   auto options = std::make_shared<FdsOptions>();
   sub->add_option("PID", options->pid, "the process (default: what sockalarm itself was given)")
-      ->check(CLI::PositiveNumber);
+      ->type_name("");
   sub->add_flag("--sockets", options->sockets, "sockets only");
   sub->add_flag("--json", options->json, "print JSON");
   sub->footer(

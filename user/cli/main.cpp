@@ -1,12 +1,42 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <exception>
 #include <iostream>
+#include <iterator>
 
 #include "cli/commands.h"
+
+namespace sockalarm::cli {
+namespace {
+
+struct Words {
+  std::vector<std::string> ours;  // backwards, as CLI11 wants them
+  std::vector<std::string> command;
+};
+
+// The command of `run` has options of its own, so only what stands before the first "--" is parsed.
+Words split(int argc, char** argv) {
+  const std::vector<std::string> all(argv + 1, argv + argc);
+  auto end = all.end();
+  Words words;
+  if (!all.empty() && all.front() == "run") end = std::find(all.begin(), all.end(), "--");
+  words.ours.assign(std::make_reverse_iterator(end), all.rend());
+  if (end != all.end()) words.command.assign(end + 1, all.end());
+  return words;
+}
+
+bool is_unknown_subcommand(const CLI::App& app, const std::string& word) {
+  const auto subs = app.get_subcommands([&word](const CLI::App* sub) { return sub->get_name() == word; });
+  return !word.starts_with("-") && subs.empty();
+}
+
+}  // namespace
+}  // namespace sockalarm::cli
 
 int main(int argc, char** argv) {
   using namespace sockalarm::cli;
   try {
+    Words words = split(argc, argv);
     CLI::App app("Know at once when a TCP peer goes away.", "sockalarm");
     app.set_version_flag("--version", "sockalarm " SOCKALARM_VERSION);
     app.require_subcommand(1);
@@ -17,12 +47,17 @@ int main(int argc, char** argv) {
         "  sockalarm fds 1234\n\n"
         "sockalarm SUBCOMMAND --help tells more.");
     Task chosen;
-    add_run(app, chosen);
+    add_run(app, chosen, words.command);
     add_doctor(app, chosen);
     add_fds(app, chosen);
     add_completion(app, chosen);
+    if (!words.ours.empty() && is_unknown_subcommand(app, words.ours.back())) {
+      std::cerr << "sockalarm: unknown subcommand '" << words.ours.back()
+                << "'; expected run, doctor, fds or completion (sockalarm --help)\n";
+      return kExitFailed;
+    }
     try {
-      app.parse(argc, argv);
+      app.parse(words.ours);
     } catch (const CLI::ParseError& error) {
       return app.exit(error) == 0 ? 0 : kExitFailed;
     }

@@ -114,7 +114,8 @@ bool Command::has_descendants() const { return !children_of(::getpid()).empty();
 bool Command::reap() noexcept {
   bool just_ended = false;
   int status = 0;
-  for (pid_t pid = 0; (pid = ::waitpid(-1, &status, WNOHANG)) > 0;) {
+  pid_t pid = 0;
+  while ((pid = ::waitpid(-1, &status, WNOHANG)) > 0) {
     if (pid != pid_) continue;
     wait_status_ = status;
     just_ended = ended_ = true;

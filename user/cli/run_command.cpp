@@ -11,9 +11,11 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 
+#include "base/text.h"
 #include "base/unique_fd.h"
 #include "cli/commands.h"
 #include "cli/process.h"
+#include "cli/run_plan.h"
 
 namespace sockalarm::cli {
 namespace {
@@ -22,14 +24,6 @@ using Clock = std::chrono::steady_clock;
 using namespace std::chrono_literals;
 
 enum ExitStatus { kClientLeft = 123, kTimedOut = 124, kCannotExecute = 126, kNotFound = 127, kKilled = 137 };
-
-struct RunOptions {
-  std::vector<std::string> command;
-  std::optional<int> fd;
-  std::string on = "shut", source = "auto", signal = "TERM", timeout = "0", kill_after = "5s";
-  std::vector<std::string> then;
-  bool preserve_status = false, foreground = false, verbose = false, json = false;
-};
 
 // What the dispatcher thread tells the main thread; an eventfd wakes it.
 class Mailbox {
@@ -64,96 +58,8 @@ class Mailbox {
   std::deque<Letter> letters_;
 };
 
-Error usage(std::string message) { return {Errc::invalid_text, std::move(message)}; }
-
-bool is_stream(const DescriptorInfo& info) {
-  static constexpr std::string_view kKinds[] = {"tcp",         "mptcp",          "sctp",
-                                                "unix-stream", "unix-seqpacket", "vsock"};
-  return !info.listening && std::find(std::begin(kKinds), std::end(kKinds), info.kind) != std::end(kKinds) &&
-         (info.peer ||
-          info.state == "CLOSE");  // CLOSE: reset before we were started; the peer's name is forgotten
-}
-
-// 0, then 1, as inetd and socat give it; then the only other one (systemd's Accept=yes).
-Result<int> find_client() {
-  const auto table = descriptor_table();
-  if (!table) return fail(table.error());
-  std::vector<int> streams;
-  std::string found;
-  for (const DescriptorInfo& info : *table) {
-    if (is_stream(info)) streams.push_back(info.fd);
-    found += "\n  " + to_string(info);
-  }
-  if (streams.size() == 1 || (!streams.empty() && streams.front() <= 1)) return streams.front();
-  return fail(usage(
-      (streams.empty() ? "no client: none of the descriptors is a connected stream socket"
-                       : "several descriptors may be the client; choose one with --fd") +
-      (" (a CGI program's stdin and stdout are usually pipes from the web server: pass the number of the "
-       "client's socket with --fd). There are:" +
-       found)));
-}
-
-Result<std::chrono::nanoseconds> parse_time(const std::string& option, const std::string& text) {
-  // The library's own reading of durations, with the action's name cut from its messages.
-  const auto action = parse_action("sleep:" + text);
-  if (!action) return fail(usage(option + " '" + text + "' is not a time; expected 5s, 250ms, 1m or 1.5"));
-  std::chrono::nanoseconds total{};
-  const std::string canonical = to_string(*action).substr(6);
-  const auto unit = canonical.find_first_not_of("0123456789");
-  const auto count = std::stoll(canonical.substr(0, unit));
-  const std::string name = canonical.substr(unit);
-  total = name == "s" ? std::chrono::nanoseconds(std::chrono::seconds(count))
-                      : std::chrono::nanoseconds(count * (name == "ms"   ? 1'000'000
-                                                          : name == "us" ? 1'000
-                                                                         : 1));
-  return total;
-}
-
-// Everything that can be wrong is found before anything starts.
-struct Plan {
-  int fd = -1;
-  Events on;
-  SourceKind source = SourceKind::epoll;
-  int signal = SIGTERM;
-  std::chrono::nanoseconds timeout{}, kill_after{};
-  ActionChain then;
-};
-
-Result<Plan> make_plan(const RunOptions& options) {
-  Plan plan;
-  const auto fd = options.fd ? Result<int>(*options.fd) : find_client();
-  if (!fd) return fail(fd.error());
-  const auto on = parse_events(options.on);
-  if (!on) return fail(on.error().with_context("--on"));
-  const auto source = parse_source(options.source);
-  if (!source) return fail(source.error().with_context("--source"));
-  const auto signal = signal_number(options.signal);
-  if (!signal)
-    return fail(usage("--signal '" + options.signal +
-                      "' is not a signal; expected a name such as TERM or a number, see kill -l"));
-  const auto timeout = parse_time("--timeout", options.timeout),
-             kill_after = parse_time("--kill-after", options.kill_after);
-  if (!timeout) return fail(timeout.error());
-  if (!kill_after) return fail(kill_after.error());
-  std::vector<Action> then;
-  for (const std::string& text : options.then) {
-    const auto chain = ActionChain::parse(text);
-    if (!chain) return fail(chain.error().with_context("--then"));
-    for (std::size_t i = 0; i < chain->size(); ++i) then.push_back((*chain)[i]);
-  }
-  plan.fd = *fd;
-  plan.on = *on;
-  // For one socket, loading BPF programs (some 50 ms) would cost more than it gives.
-  plan.source = *source == SourceKind::automatic ? SourceKind::epoll : *source;
-  plan.signal = *signal;
-  plan.timeout = *timeout;
-  plan.kill_after = *kill_after;
-  plan.then = ActionChain(std::move(then));
-  return plan;
-}
-
-// Of the signals that reach us: CHLD is ours, the others are the command's. KILL and STOP cannot be caught;
-// those that tell of our own faults are left alone.
+// Of the signals that reach us: CHLD is ours, the others are
+// the command's. KILL and STOP cannot be caught; those that tell of our own faults are left alone.
 sigset_t handled_signals() {
   sigset_t set;
   ::sigfillset(&set);
@@ -164,7 +70,7 @@ sigset_t handled_signals() {
 
 class Runner {
  public:
-  Runner(const RunOptions& options, Plan plan) : options_(options), plan_(std::move(plan)) {}
+  Runner(const RunOptions& options, RunPlan plan) : options_(options), plan_(std::move(plan)) {}
 
   int run() {
     const sigset_t handled = handled_signals();
@@ -180,9 +86,11 @@ class Runner {
     if (!watch) return complain(watch.error());
     if (watch->seen() & plan_.on) {
       tell("client_left", {{"events", to_string(watch->seen() & plan_.on)}, {"before_start", true}},
-           "the client had left before the start");
+           "the client had left before the start: " + options_.command.front() + " was not started", true);
       return kClientLeft;
     }
+    if (const auto possible = watch->arm(ActionChain(), {.on = plan_.on}); !possible)
+      return complain(possible.error());
     auto command =
         Command::start({.argv = options_.command, .own_group = !options_.foreground, .mask = mask_});
     if (!command) return cannot_start(command.error());
@@ -209,11 +117,11 @@ class Runner {
     return error.code() == std::errc::no_such_file_or_directory ? kNotFound : kCannotExecute;
   }
 
-  void tell(const char* event, nlohmann::json fields, const std::string& words) const {
+  void tell(const char* event, nlohmann::json fields, const std::string& words, bool always = false) const {
     if (options_.json) {
       fields["event"] = event;
       std::cerr << fields.dump() << "\n";
-    } else if (options_.verbose) {
+    } else if (options_.verbose || always) {
       std::cerr << "sockalarm run: " << words << "\n";
     }
   }
@@ -229,14 +137,14 @@ class Runner {
       return call([this, signal] { mailbox_.send({Mailbox::Letter::What::signal, {}, signal}); });
     };
     bool signals = false;
-    for (std::size_t i = 0; i < plan_.then.size(); ++i) {
-      const std::string text = to_string(plan_.then[i]);
+    for (const Action& action : plan_.then) {
+      const std::string text = to_string(action);
       if (text.starts_with("sig:")) {
         signals = true;
         const std::string name = text.substr(4, text.find(':', 4) - 4);
         actions.push_back(signal_command(signal_number(name).value_or(SIGTERM)));
       } else {
-        actions.push_back(plan_.then[i]);
+        actions.push_back(action);
       }
     }
     if (!signals) actions.push_back(signal_command(plan_.signal));
@@ -259,11 +167,20 @@ class Runner {
     for (const Mailbox::Letter& letter : mailbox_.take()) read(letter);
     signalfd_siginfo info{};
     while (::read(signals_.get(), &info, sizeof info) == static_cast<ssize_t>(sizeof info))
-      if (info.ssi_signo != SIGCHLD) command_->signal(static_cast<int>(info.ssi_signo));
+      on_signal(static_cast<int>(info.ssi_signo));
     const bool just_ended = command_->reap();
     if (kill_at_ && Clock::now() >= *kill_at_) kill();
     // What the command left behind when we ended it gets the same treatment.
     if (just_ended && left_ && command_->has_descendants()) end_with(plan_.signal);
+  }
+
+  void on_signal(int signal) {
+    if (signal == SIGCHLD) return;
+    command_->signal(signal);
+  }
+
+  void start_kill_timer() {
+    if (!kill_at_ && plan_.kill_after.count() > 0) kill_at_ = Clock::now() + plan_.kill_after;
   }
 
   void read(const Mailbox::Letter& letter) {
@@ -277,7 +194,7 @@ class Runner {
   void end_with(int signal) {
     tell("signal", {{"signal", signal_name(signal)}}, "sending " + signal_name(signal));
     command_->signal_all(signal);
-    if (!kill_at_ && plan_.kill_after.count() > 0) kill_at_ = Clock::now() + plan_.kill_after;
+    start_kill_timer();
   }
 
   void kill() {
@@ -302,7 +219,7 @@ class Runner {
   }
 
   const RunOptions& options_;
-  const Plan plan_;
+  const RunPlan plan_;
   sigset_t mask_{};
   UniqueFd signals_;
   Mailbox mailbox_;
@@ -337,32 +254,66 @@ constexpr const char* kFooter =
     "  sockalarm run --on reset,timeout --signal INT --kill-after 10s -- make\n"
     "  inetd.conf: report stream tcp nowait www /usr/bin/sockalarm sockalarm run -- /usr/bin/report";
 
+// A command given without -- would lose its options to ours, or have them refused.
+std::optional<std::string> misplaced(const std::vector<std::string>& before,
+                                     const std::vector<std::string>& unknown,
+                                     const std::vector<std::string>& command) {
+  if (!before.empty())
+    return sockalarm::quoted(before.front()) +
+           " stands before --; put the command after it: sockalarm run [OPTION]... -- " + before.front() +
+           " [ARGUMENT]...";
+  if (!unknown.empty())
+    return "unknown option " + sockalarm::quoted(unknown.front()) + "; sockalarm run --help lists them";
+  if (command.empty())
+    return "COMMAND is missing; expected sockalarm run [OPTION]... -- COMMAND [ARGUMENT]...";
+  return std::nullopt;
+}
+
 }  // namespace
 
-void add_run(CLI::App& app, Task& chosen) {
+void add_run(CLI::App& app, Task& chosen, const std::vector<std::string>& command) {
   CLI::App* sub = app.add_subcommand("run", "Run a command, and end it when the client leaves");
   auto options = std::make_shared<RunOptions>();
-  sub->add_option("--fd", options->fd, "the client's socket (default: 0, else 1, else the only one there is)")
-      ->check(CLI::NonNegativeNumber);
+  auto before = std::make_shared<std::vector<std::string>>();
+  sub->add_option(
+         "--fd", options->fd,
+         "the client's socket (default: 0, else 1, else the one that systemd or a CGI server passed)")
+      ->type_name("N");
   sub->add_option("--on", options->on,
-                  "events that count as leaving: fin,reset,timeout,error, or shut for all (default: shut)");
-  sub->add_option("--timeout", options->timeout, "end the command after this time in any case: 60s, 1.5, 5m");
-  sub->add_option("--signal", options->signal, "what the command is sent (default: TERM)");
+                  "events that count as leaving, separated by commas; shut is the first four (default: shut)")
+      ->type_name("fin|reset|timeout|error|shut|eof|readable|urgent|deadline");
+  sub->add_option("--timeout", options->timeout, "end the command after this time in any case: 60s, 1.5, 5m")
+      ->type_name("TIME");
+  sub->add_option("--signal", options->signal, "what the command is sent (default: TERM)")
+      ->type_name("SIGNAL");
   sub->add_option("--kill-after", options->kill_after,
-                  "send KILL if it still runs after this time; 0: never (default: 5s)");
+                  "send KILL if it still runs after this time; 0: never (default: 5s)")
+      ->type_name("TIME");
   sub->add_option("--then", options->then,
                   "action before the signal, may be repeated: run:PROGRAM, sleep:2s, ...; sig:NAME is sent "
                   "to the command instead of the signal")
+      ->type_name("ACTION")
       ->allow_extra_args(false);
-  sub->add_option("--source", options->source, "auto (here: epoll), kernel, epoll or poll");
+  sub->add_option("--source", options->source, "where the news comes from (default: auto, here epoll)")
+      ->type_name("auto|kernel|epoll|poll");
   sub->add_flag("--preserve-status", options->preserve_status, "exit with the command's status in any case");
   sub->add_flag("--foreground", options->foreground,
                 "leave the command in our process group, so that it can use the terminal");
   sub->add_flag("--verbose,-v", options->verbose, "tell on stderr what happens");
   sub->add_flag("--json", options->json, "the same as one JSON object per line");
-  sub->add_option("COMMAND", options->command, "the command and its arguments, after --")->required();
+  sub->add_option("COMMAND", *before, "the command and its arguments, after --");
+  sub->allow_extras();
   sub->footer(kFooter);
-  sub->callback([&chosen, options] { chosen = [options] { return run_command(*options); }; });
+  sub->callback([&chosen, &command, sub, options, before] {
+    chosen = [&command, sub, options, before] {
+      if (const auto wrong = misplaced(*before, sub->remaining(), command)) {
+        std::cerr << "sockalarm run: " << *wrong << "\n";
+        return kExitFailed;
+      }
+      options->command = command;
+      return run_command(*options);
+    };
+  });
 }
 
 }  // namespace sockalarm::cli

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <sys/stat.h>
+
+#include <set>
+#include <sstream>
+
+#include "integration/cli.h"
+
+namespace sockalarm::test {
+namespace {
+
+TEST(CliRunTest, TheCommandsOwnStatusWhenItEndsByItself) {
+  EXPECT_EQ(Served({"--", "sh", "-c", "exit 7"}, false).wait().status, 7);
+  EXPECT_EQ(Served({"--", "sh", "-c", "kill -USR1 $$"}, false).wait().status, 128 + SIGUSR1);
+  EXPECT_EQ(Served({"--", "true"}, false).wait().status, 0);
+}
+
+TEST(CliRunTest, EndsTheCommandWhenTheClientLeaves) {
+  for (const char* source : {"epoll", "poll"}) {
+    Served served({"--source", source, "--", "sh", "-c", kReport + "exec sleep 600"});
+    const pid_t command = reported_pid(served.heard());
+    served.client_leaves();
+    EXPECT_EQ(served.wait().status, 123);
+    EXPECT_FALSE(alive(command));
+  }
+}
+
+TEST(CliRunTest, Timeout) {
+  Served served({"--timeout", "50ms", "--", "sleep", "600"}, false);
+  EXPECT_EQ(served.wait().status, 124);
+}
+
+TEST(CliRunTest, KillsWhatDoesNotListen) {
+  Served served({"--kill-after", "50ms", "--", "sh", "-c",
+                 "trap '' TERM; " + kReport + "while :; do sleep 0.05; done"});
+  served.client_leaves();
+  EXPECT_EQ(served.wait().status, 137);
+}
+
+TEST(CliRunTest, PreserveStatus) {
+  Served served({"--preserve-status", "--signal", "INT", "--", "sh", "-c",
+                 "trap 'exit 5' INT; " + kReport + "while :; do sleep 0.05; done"});
+  served.client_leaves();
+  EXPECT_EQ(served.wait().status, 5);
+}
+
+TEST(CliRunTest, LeavesNoOrphan) {
+  // A grandchild in a session of its own, that ignores TERM.
+  Served served({"--kill-after", "100ms", "--", "sh", "-c",
+                 "setsid sh -c 'trap \"\" TERM; echo pid $$ ready; while :; do sleep 0.05; done' & wait"});
+  const pid_t grandchild = reported_pid(served.heard());
+  served.client_leaves();
+  EXPECT_EQ(served.wait().status, 123);
+  EXPECT_FALSE(alive(grandchild));
+}
+
+TEST(CliRunTest, TheCommandDiesWithSockalarm) {
+  Served served({"--", "sh", "-c", kReport + "exec sleep 600"});
+  const pid_t command = reported_pid(served.heard());
+  ::kill(served.process().pid(), SIGKILL);
+  served.wait();
+  EXPECT_TRUE(eventually([&] { return !alive(command); }));
+}
+
+TEST(CliRunTest, ForwardsSignals) {
+  Served served({"--", "sh", "-c", "trap 'exit 3' HUP; " + kReport + "while :; do sleep 0.05; done"});
+  ::kill(served.process().pid(), SIGHUP);
+  EXPECT_EQ(served.wait().status, 3);
+}
+
+TEST(CliRunTest, LenientToAHalfClose) {
+  Served served({"--on", "reset,timeout,error", "--", "sh", "-c", kReport + "cat >/dev/null; echo answer"});
+  ::shutdown(served.connection().peer.get(), SHUT_WR);
+  served.await("answer");
+  EXPECT_EQ(served.wait().status, 0);
+}
+
+TEST(CliRunTest, ClientThatLeftBeforeTheStart) {
+  Connection connection = tcp_pair();
+  connection.peer.reset();
+  await_readable(connection.ours.get());
+  const TemporaryPath witness("witness");
+  Process process(cli({"run", "--", "touch", witness.text()}), connection.ours.get(), connection.ours.get());
+  const Ended ended = process.wait();
+  EXPECT_EQ(ended.status, 123);
+  EXPECT_NE(ended.errors.find("had left before the start"), std::string::npos) << ended.errors;
+  EXPECT_FALSE(witness.exists());
+}
+
+TEST(CliRunTest, ThenActionsComeBeforeTheSignal) {
+  const TemporaryPath witness("then");
+  Served served({"--then", "run:touch " + witness.text(), "--then", "sig:USR1", "--", "sh", "-c",
+                 "trap 'exit 9' USR1; " + kReport + "while :; do sleep 0.05; done"});
+  served.client_leaves();
+  EXPECT_EQ(served.wait().status, 123);
+  EXPECT_TRUE(eventually([&] { return witness.exists(); }));
+}
+
+TEST(CliRunTest, TellsInJson) {
+  Served served({"--json", "--", "sh", "-c", kReport + "exec sleep 600"});
+  served.client_leaves();
+  const Ended ended = served.wait();
+  std::set<std::string> told;
+  std::istringstream lines(ended.errors);
+  for (std::string line; std::getline(lines, line);) {
+    ASSERT_TRUE(line.starts_with("{") && line.ends_with("}")) << line;
+    const auto at = line.find("\"event\":\"") + 9;
+    told.insert(line.substr(at, line.find('"', at) - at));
+  }
+  EXPECT_EQ(told, (std::set<std::string>{"start", "client_left", "signal", "exit"})) << ended.errors;
+}
+
+}  // namespace
+}  // namespace sockalarm::test
