@@ -96,6 +96,20 @@ TEST(CliRunTest, ThenActionsComeBeforeTheSignal) {
   EXPECT_TRUE(eventually([&] { return witness.exists(); }));
 }
 
+TEST(CliRunTest, ParentThatIgnoresItsChildren) {
+  const auto ignore = [] { ::signal(SIGCHLD, SIG_IGN); };
+  EXPECT_EQ(Served({"--", "sh", "-c", "exit 7"}, false, ignore).wait().status, 7);
+  Served served({"--", "sh", "-c", kReport + "exec sleep 600"}, true, ignore);
+  served.client_leaves();
+  EXPECT_EQ(served.wait().status, 123);
+  // The command starts with what sockalarm was started with.
+  Served asked({"--", "grep", "SigIgn:", "/proc/self/status"}, false, ignore);
+  asked.await("\n");
+  const std::string mask = asked.heard().substr(7);
+  EXPECT_EQ(std::stoull(mask, nullptr, 16) >> (SIGCHLD - 1) & 1, 1U) << mask;
+  EXPECT_EQ(asked.wait().status, 0);
+}
+
 TEST(CliRunTest, TellsInJson) {
   Served served({"--json", "--", "sh", "-c", kReport + "exec sleep 600"});
   served.client_leaves();

@@ -12,6 +12,7 @@
 
 #include "base/text.h"
 #include "base/unique_fd.h"
+#include "cli/commands.h"
 
 namespace sockalarm::cli {
 namespace {
@@ -21,6 +22,7 @@ namespace {
   if (options.own_group) ::setpgid(0, 0);
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (::getppid() != parent) ::_exit(1);  // it died before the line above
+  if (options.ignore_sigchld) ::signal(SIGCHLD, SIG_IGN);
   ::sigprocmask(SIG_SETMASK, &options.mask, nullptr);
   ::execvp(argv[0], argv);
   const int failed = errno;
@@ -118,6 +120,11 @@ bool Command::reap() noexcept {
   while ((pid = ::waitpid(-1, &status, WNOHANG)) > 0) {
     if (pid != pid_) continue;
     wait_status_ = status;
+    just_ended = ended_ = true;
+  }
+  // Somebody else collected it: how it ended is lost, and waiting for it would never end.
+  if (pid < 0 && errno == ECHILD && !ended_) {
+    wait_status_ = W_EXITCODE(kExitFailed, 0);
     just_ended = ended_ = true;
   }
   return just_ended;

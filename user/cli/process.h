@@ -17,8 +17,9 @@ std::string signal_name(int signal);
 
 struct LaunchOptions {
   std::vector<std::string> argv;
-  bool own_group = true;  // a process group of its own, as timeout(1) makes it
-  sigset_t mask{};        // the signal mask it starts with
+  bool own_group = true;        // a process group of its own, as timeout(1) makes it
+  sigset_t mask{};              // the signal mask it starts with
+  bool ignore_sigchld = false;  // it starts with SIGCHLD ignored
 };
 
 // The command that sockalarm runs, with everything that it starts. Its descendants come to us when their

@@ -68,11 +68,15 @@ sigset_t handled_signals() {
   return set;
 }
 
+// Daemons start their children with SIGCHLD ignored, and then wait(2) tells nothing of ours. True: so it was.
+bool stop_ignoring_children() { return ::signal(SIGCHLD, SIG_DFL) == SIG_IGN; }
+
 class Runner {
  public:
   Runner(const RunOptions& options, RunPlan plan) : options_(options), plan_(std::move(plan)) {}
 
   int run() {
+    const bool ignored_children = stop_ignoring_children();
     const sigset_t handled = handled_signals();
     ::sigprocmask(SIG_BLOCK, &handled, &mask_);
     signals_ = UniqueFd(::signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK));
@@ -91,8 +95,10 @@ class Runner {
     }
     if (const auto possible = watch->arm(ActionChain(), {.on = plan_.on}); !possible)
       return complain(possible.error());
-    auto command =
-        Command::start({.argv = options_.command, .own_group = !options_.foreground, .mask = mask_});
+    auto command = Command::start({.argv = options_.command,
+                                   .own_group = !options_.foreground,
+                                   .mask = mask_,
+                                   .ignore_sigchld = ignored_children});
     if (!command) return cannot_start(command.error());
     command_.emplace(*command);
     tell("start", {{"pid", command_->pid()}, {"fd", plan_.fd}, {"source", to_string(watch->source())}},
