@@ -110,6 +110,23 @@ TEST(CliRunTest, ParentThatIgnoresItsChildren) {
   EXPECT_EQ(asked.wait().status, 0);
 }
 
+TEST(CliRunTest, NobodyReadsTheLog) {
+  int ends[2];
+  ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+  ::close(ends[0]);
+  const UniqueFd broken(ends[1]);
+  for (const char* option : {"--json", "--verbose"}) {
+    Served served({option, "--", "sh", "-c", "echo ready; read line; exit 6"}, true,
+                  [&] { ::dup2(broken.get(), 2); });
+    send_text(served.connection().peer.get(), "go\n");
+    EXPECT_EQ(served.wait().status, 6) << option;
+    Served left({option, "--", "sh", "-c", kReport + "exec sleep 600"}, true,
+                [&] { ::dup2(broken.get(), 2); });
+    left.client_leaves();
+    EXPECT_EQ(left.wait().status, 123) << option;
+  }
+}
+
 TEST(CliRunTest, TellsInJson) {
   Served served({"--json", "--", "sh", "-c", kReport + "exec sleep 600"});
   served.client_leaves();

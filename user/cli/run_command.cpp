@@ -58,7 +58,7 @@ class Mailbox {
   std::deque<Letter> letters_;
 };
 
-// Of the signals that reach us: CHLD is ours, the others are
+// Of the signals that reach us: CHLD is ours, PIPE is a log line that nobody reads, the others are
 // the command's. KILL and STOP cannot be caught; those that tell of our own faults are left alone.
 sigset_t handled_signals() {
   sigset_t set;
@@ -181,7 +181,7 @@ class Runner {
   }
 
   void on_signal(int signal) {
-    if (signal == SIGCHLD) return;
+    if (signal == SIGCHLD || signal == SIGPIPE) return;
     command_->signal(signal);
   }
 
