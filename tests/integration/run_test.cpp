@@ -127,6 +127,32 @@ TEST(CliRunTest, NobodyReadsTheLog) {
   }
 }
 
+TEST(CliRunTest, KillsWhatDoesNotListenToAForwardedSignal) {
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGQUIT}) {
+    Served served({"--kill-after", "50ms", "--", "sh", "-c",
+                   "trap '' TERM INT HUP QUIT; " + kReport + "while :; do sleep 0.05; done"});
+    ::kill(served.process().pid(), signal);
+    EXPECT_EQ(served.wait().status, 137) << signal;
+  }
+}
+
+TEST(CliRunTest, InTheForegroundTheTerminalsSignalsAreTheCommandsBusiness) {
+  const UniqueFd terminal(::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC));
+  ASSERT_TRUE(terminal && ::grantpt(terminal.get()) == 0 && ::unlockpt(terminal.get()) == 0);
+  const std::string name = ::ptsname(terminal.get());
+  // Killed after a millisecond it could not say "int".
+  Served served({"--foreground", "--kill-after", "1ms", "--", "sh", "-c",
+                 "trap 'sleep 0.2; echo int' INT; " + kReport + "while :; do sleep 0.05; done"},
+                true, [&] {
+                  ::setsid();
+                  ::open(name.c_str(), O_RDWR);  // the first becomes the controlling terminal
+                });
+  ASSERT_EQ(::write(terminal.get(), "\x03", 1), 1);
+  served.await("int");
+  served.client_leaves();
+  served.wait();
+}
+
 TEST(CliRunTest, TellsInJson) {
   Served served({"--json", "--", "sh", "-c", kReport + "exec sleep 600"});
   served.client_leaves();

@@ -68,6 +68,10 @@ sigset_t handled_signals() {
   return set;
 }
 
+bool asks_to_end(int signal) {
+  return signal == SIGTERM || signal == SIGINT || signal == SIGHUP || signal == SIGQUIT;
+}
+
 // Daemons start their children with SIGCHLD ignored, and then wait(2) tells nothing of ours. True: so it was.
 bool stop_ignoring_children() { return ::signal(SIGCHLD, SIG_DFL) == SIG_IGN; }
 
@@ -173,16 +177,20 @@ class Runner {
     for (const Mailbox::Letter& letter : mailbox_.take()) read(letter);
     signalfd_siginfo info{};
     while (::read(signals_.get(), &info, sizeof info) == static_cast<ssize_t>(sizeof info))
-      on_signal(static_cast<int>(info.ssi_signo));
+      on_signal(static_cast<int>(info.ssi_signo), info.ssi_code);
     const bool just_ended = command_->reap();
     if (kill_at_ && Clock::now() >= *kill_at_) kill();
     // What the command left behind when we ended it gets the same treatment.
     if (just_ended && left_ && command_->has_descendants()) end_with(plan_.signal);
   }
 
-  void on_signal(int signal) {
+  void on_signal(int signal, int code) {
     if (signal == SIGCHLD || signal == SIGPIPE) return;
-    command_->signal(signal);
+    // What the terminal sends goes to a whole process group: the command has it already, and what it makes of
+    // Ctrl-C is its own business.
+    const bool has_it = options_.foreground && code == SI_KERNEL;
+    if (!has_it) command_->signal(signal);
+    if (!has_it && asks_to_end(signal)) start_kill_timer();
   }
 
   void start_kill_timer() {
