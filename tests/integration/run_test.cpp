@@ -136,6 +136,35 @@ TEST(CliRunTest, KillsWhatDoesNotListenToAForwardedSignal) {
   }
 }
 
+char state_of(pid_t pid) {
+  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
+  const std::string text((std::istreambuf_iterator<char>(file)), {});
+  return text.empty() ? '-' : text.at(text.rfind(')') + 2);
+}
+
+TEST(CliRunTest, StopsAndContinuesWithTheCommand) {
+  // A group of its own, as a shell with job control makes it.
+  Served served({"--", "sh", "-c", kReport + "exec sleep 600"}, true, [] { ::setpgid(0, 0); });
+  const pid_t command = reported_pid(served.heard()), ours = served.process().pid();
+  ::kill(ours, SIGTSTP);
+  int status = 0;
+  ASSERT_EQ(::waitpid(ours, &status, WUNTRACED), ours);
+  ASSERT_TRUE(WIFSTOPPED(status));
+  EXPECT_EQ(WSTOPSIG(status), SIGTSTP);
+  EXPECT_TRUE(eventually([&] { return state_of(command) == 'T'; }));
+  ::kill(ours, SIGCONT);
+  EXPECT_TRUE(eventually([&] { return state_of(command) == 'S'; }));
+  served.client_leaves();
+  EXPECT_EQ(served.wait().status, 123);
+}
+
+TEST(CliRunTest, DoesNotStopWhereNobodyCouldContinueIt) {
+  Served served({"--", "sh", "-c", kReport + "exec sleep 600"}, true, [] { ::setsid(); });
+  ::kill(served.process().pid(), SIGTSTP);
+  served.client_leaves();
+  EXPECT_EQ(served.wait().status, 123);
+}
+
 TEST(CliRunTest, InTheForegroundTheTerminalsSignalsAreTheCommandsBusiness) {
   const UniqueFd terminal(::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC));
   ASSERT_TRUE(terminal && ::grantpt(terminal.get()) == 0 && ::unlockpt(terminal.get()) == 0);

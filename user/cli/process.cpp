@@ -93,7 +93,7 @@ void Command::signal(int number) const noexcept {
   if (ended_) return;
   const pid_t whom = own_group_ ? -pid_ : pid_;
   ::kill(whom, number);
-  if (number != SIGKILL && number != SIGCONT) ::kill(whom, SIGCONT);
+  if (number != SIGKILL && number != SIGCONT && number != SIGTSTP) ::kill(whom, SIGCONT);
 }
 
 void Command::signal_all(int number) const {

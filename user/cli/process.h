@@ -30,7 +30,7 @@ class Command {
   // errno ENOENT: not found; others: found but not executable.
   static Result<Command> start(const LaunchOptions& options);
 
-  // To its process group, and SIGCONT after it in case it was stopped.
+  // To its process group, and SIGCONT after it in case it was stopped (not after TSTP, KILL).
   void signal(int number) const noexcept;
   // To everything that is left of it, the group or not.
   void signal_all(int number) const;

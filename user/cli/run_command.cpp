@@ -58,12 +58,12 @@ class Mailbox {
   std::deque<Letter> letters_;
 };
 
-// Of the signals that reach us: CHLD is ours, PIPE is a log line that nobody reads, the others are
+// Of the signals that reach us: CHLD and TSTP are ours, PIPE is a log line that nobody reads, the others are
 // the command's. KILL and STOP cannot be caught; those that tell of our own faults are left alone.
 sigset_t handled_signals() {
   sigset_t set;
   ::sigfillset(&set);
-  for (const int own : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS, SIGTTIN, SIGTTOU, SIGTSTP})
+  for (const int own : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS, SIGTTIN, SIGTTOU})
     ::sigdelset(&set, own);
   return set;
 }
@@ -190,7 +190,20 @@ class Runner {
     // Ctrl-C is its own business.
     const bool has_it = options_.foreground && code == SI_KERNEL;
     if (!has_it) command_->signal(signal);
+    if (signal == SIGTSTP) return stand_still();
     if (!has_it && asks_to_end(signal)) start_kill_timer();
+  }
+
+  // As the default action of TSTP has it, so in an orphaned process group not at all. What wakes us wakes the
+  // command.
+  void stand_still() {
+    sigset_t stop;
+    ::sigemptyset(&stop);
+    ::sigaddset(&stop, SIGTSTP);
+    ::raise(SIGTSTP);
+    ::pthread_sigmask(SIG_UNBLOCK, &stop, nullptr);
+    ::pthread_sigmask(SIG_BLOCK, &stop, nullptr);
+    command_->signal(SIGCONT);
   }
 
   void start_kill_timer() {
