@@ -96,6 +96,29 @@ TEST(CliRunTest, ThenActionsComeBeforeTheSignal) {
   EXPECT_TRUE(eventually([&] { return witness.exists(); }));
 }
 
+TEST(CliRunTest, ProgramsOfActionsOutliveTheCommand) {
+  const TemporaryPath witness("outlived"), gate("gate");
+  ASSERT_EQ(::mkfifo(gate.text().c_str(), 0600), 0);
+  const UniqueFd key(::open(gate.text().c_str(), O_RDWR | O_CLOEXEC));
+  Served served({"--then", "run:sh -c 'read go <" + gate.text() + "; touch " + witness.text() + "'", "--",
+                 "sh", "-c", kReport + "exec sleep 600"});
+  served.client_leaves();
+  EXPECT_EQ(served.wait().status, 123);
+  ASSERT_EQ(::write(key.get(), "go\n", 3), 3);  // now that sockalarm has ended all that is the command's
+  EXPECT_TRUE(eventually([&] { return witness.exists(); }));
+}
+
+TEST(CliRunTest, ProgramsOfActionsHearSignals) {
+  const TemporaryPath status("status");
+  Served served({"--then", "run:sh -c 'cat /proc/self/status >" + status.text() + "'", "--", "sh", "-c",
+                 kReport + "exec sleep 600"});
+  served.client_leaves();
+  EXPECT_EQ(served.wait().status, 123);
+  EXPECT_TRUE(eventually([&] {
+    return status.content().find("SigBlk:\t0000000000000000") != std::string::npos;
+  })) << status.content();
+}
+
 TEST(CliRunTest, ParentThatIgnoresItsChildren) {
   const auto ignore = [] { ::signal(SIGCHLD, SIG_IGN); };
   EXPECT_EQ(Served({"--", "sh", "-c", "exit 7"}, false, ignore).wait().status, 7);

@@ -14,6 +14,7 @@
 #include "base/text.h"
 #include "base/unique_fd.h"
 #include "cli/commands.h"
+#include "cli/launcher.h"
 #include "cli/process.h"
 #include "cli/run_plan.h"
 
@@ -81,6 +82,11 @@ class Runner {
 
   int run() {
     const bool ignored_children = stop_ignoring_children();
+    if (const auto programs = programs_of(plan_.then); !programs.empty()) {
+      auto launcher = Launcher::start(programs, plan_.fd);
+      if (!launcher) return complain(launcher.error());
+      launcher_.emplace(std::move(*launcher));
+    }
     const sigset_t handled = handled_signals();
     ::sigprocmask(SIG_BLOCK, &handled, &mask_);
     signals_ = UniqueFd(::signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK));
@@ -136,6 +142,13 @@ class Runner {
     }
   }
 
+  static bool starts_program(const Action& action) { return to_string(action).starts_with("run:"); }
+  static std::vector<Action> programs_of(const std::vector<Action>& actions) {
+    std::vector<Action> programs;
+    std::copy_if(actions.begin(), actions.end(), std::back_inserter(programs), starts_program);
+    return programs;
+  }
+
   // Tell the main thread, the wished actions, then the signal, unless one of the actions is one: "sig:" means
   // the command here.
   ActionChain make_chain() {
@@ -146,10 +159,19 @@ class Runner {
     const auto signal_command = [this](int signal) {
       return call([this, signal] { mailbox_.send({Mailbox::Letter::What::signal, {}, signal}); });
     };
+    const auto launch = [this](std::size_t program) {
+      return call([this, program] {
+        if (!launcher_->launch(program))
+          std::cerr << "sockalarm run: the process that starts programs has been killed\n";
+      });
+    };
     bool signals = false;
+    std::size_t programs = 0;
     for (const Action& action : plan_.then) {
       const std::string text = to_string(action);
-      if (text.starts_with("sig:")) {
+      if (starts_program(action)) {
+        actions.push_back(launch(programs++));
+      } else if (text.starts_with("sig:")) {
         signals = true;
         const std::string name = text.substr(4, text.find(':', 4) - 4);
         actions.push_back(signal_command(signal_number(name).value_or(SIGTERM)));
@@ -250,6 +272,7 @@ class Runner {
   sigset_t mask_{};
   UniqueFd signals_;
   Mailbox mailbox_;
+  std::optional<Launcher> launcher_;
   std::optional<Command> command_;
   std::optional<Event> left_;
   std::optional<Clock::time_point> kill_at_;
