@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "integration/cli.h"
 
+#include <cstdlib>
 #include <fstream>
 
 namespace sockalarm::test {
@@ -20,6 +21,47 @@ TEST(CliTest, EverySubcommandHelpsWithExamplesAndTheManPageKnowsItsOptions) {
       EXPECT_NE(man.find(name), std::string::npos) << "the man page lacks " << name;
     }
   }
+}
+
+// What bash offers when the cursor is behind the last of `words`.
+std::string offered(const std::string& words) {
+  return output_of("bash -c 'source <(" + kCli + " completion bash); COMP_WORDS=(sockalarm " + words +
+                   "); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _sockalarm; echo \" ${COMPREPLY[*]} \"'");
+}
+
+TEST(CliCompletionTest, BashOffersSubcommandsOptionsAndValues) {
+  const auto contains = [](const std::string& words, const std::string& expected) {
+    const std::string all = offered(words);
+    EXPECT_NE(all.find(" " + expected + " "), std::string::npos) << words << ": " << all;
+  };
+  EXPECT_NE(
+      output_of("bash -c 'source <(" + kCli + " completion bash); complete -p sockalarm'").find("_sockalarm"),
+      std::string::npos);
+  contains("\"\"", "doctor");
+  contains("run --pre", "--preserve-status");
+  contains("run --json --", "--source");
+  for (const char* value : {"auto", "kernel", "epoll", "poll"}) contains("run --source \"\"", value);
+  for (const char* value : {"fin", "reset", "timeout", "error", "shut", "eof", "deadline"})
+    contains("run --on \"\"", value);
+  contains("run --on fin,re", "fin,reset");
+  contains("run --signal SIGT", "SIGTERM");
+  for (const char* shell : {"bash", "zsh", "fish"}) contains("completion \"\"", shell);
+  contains("run --json -- tou", "touch");
+  EXPECT_EQ(offered("run -- touch --j"), "  \n");  // the command's, not ours
+}
+
+TEST(CliCompletionTest, ZshAndFishScriptsHaveOptionsAndValues) {
+  const std::string zsh = output_of(kCli + " completion zsh"), fish = output_of(kCli + " completion fish");
+  EXPECT_TRUE(zsh.starts_with("#compdef sockalarm\n"));
+  for (const char* words : {"--preserve-status[", "(auto kernel epoll poll)", "_signals", "_normal"})
+    EXPECT_NE(zsh.find(words), std::string::npos) << words;
+  for (const char* words : {"preserve-status", "'auto kernel epoll poll'", "'bash zsh fish'"})
+    EXPECT_NE(fish.find(words), std::string::npos) << words;
+  EXPECT_EQ(run_cli({"completion", "tcsh"}).status, 125);
+  if (std::system("command -v zsh >/dev/null") != 0) return;
+  EXPECT_EQ(output_of("zsh -fc 'autoload -Uz compinit; compinit -D; source <(" + kCli +
+                      " completion zsh); echo $_comps[sockalarm]'"),
+            "_sockalarm\n");
 }
 
 TEST(CliTest, FdsShowsSocketsOfAnotherProcess) {
@@ -43,6 +85,7 @@ TEST(CliTest, SaysWhatWasExpected) {
   says({"fds", "abc"}, "'abc' is not a process id; expected a number above 0");
   says({"fds", "-3"}, "-3");
   says({"fds", "99999999999"}, "expected a number above 0");
+  says({"completion", "tcsh"}, "'tcsh'");
   says({}, "subcommand");
   EXPECT_EQ(run_cli({"--version"}).status, 0);
 }
