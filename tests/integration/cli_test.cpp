@@ -3,6 +3,8 @@
 
 #include <cstdlib>
 #include <fstream>
+#include <nlohmann/json.hpp>
+#include <set>
 
 namespace sockalarm::test {
 namespace {
@@ -88,6 +90,84 @@ TEST(CliTest, SaysWhatWasExpected) {
   says({"completion", "tcsh"}, "'tcsh'");
   says({}, "subcommand");
   EXPECT_EQ(run_cli({"--version"}).status, 0);
+}
+
+// What a program writes to stdout; its exit status is in `status`.
+std::string captured(std::vector<std::string> argv, int& status) {
+  const UniqueFd nothing = null(), output(::memfd_create("stdout", MFD_CLOEXEC));
+  status = Process(std::move(argv), nothing.get(), output.get(),
+                   [] {
+                     ::close_range(3, ~0U, 0);  // what the test was given, such as the log of its runner
+                   })
+               .wait()
+               .status;
+  std::string text(static_cast<std::size_t>(::lseek(output.get(), 0, SEEK_END)), ' ');
+  EXPECT_EQ(::pread(output.get(), text.data(), text.size(), 0), static_cast<ssize_t>(text.size()));
+  return text;
+}
+
+int expected_status(const nlohmann::json& report) {
+  if (report.contains("error")) return 2;
+  return report.at("source") == "kernel" ? 0 : 1;
+}
+
+void check_doctor(const std::vector<std::string>& prefix) {
+  std::vector<std::string> text_words = prefix, json_words = prefix;
+  text_words.insert(text_words.end(), {kCli, "doctor"});
+  json_words.insert(json_words.end(), {kCli, "doctor", "--json"});
+  int text_status = -1, json_status = -1;
+  const std::string text = captured(text_words, text_status);
+  const auto report = nlohmann::json::parse(captured(json_words, json_status));
+  EXPECT_EQ(json_status, expected_status(report)) << report;
+  EXPECT_EQ(text_status, json_status);
+
+  std::set<std::string> names;
+  for (const auto& row : report.at("features")) {
+    const std::string name = row.at("name");
+    names.insert(name);
+    const bool available = row.at("available");
+    EXPECT_NE(("\n" + text).find((available ? "\nyes  " : "\nNO   ") + name + " "), std::string::npos)
+        << name;
+    EXPECT_EQ(row.at("remedy") == "", available) << name;
+    EXPECT_NE(row.at("detail"), "") << name;
+  }
+  for (const char* name : {"system", "kernel source", "epoll source", "poll source", "epoll_pwait2",
+                           "pidfd_open", "pidfd_getfd", "close_range", "MPTCP", "descriptors"})
+    EXPECT_TRUE(names.contains(name)) << name;
+#if SOCKALARM_BPF
+  for (const char* name : {"kernel type information", "capabilities", "tracepoint inet_sock_set_state",
+                           "tracepoint inet_sk_error_report", "tracepoint tcp_destroy_sock",
+                           "tracepoint tcp_rcv_space_adjust", "task work", "cgroup v2 for the release hook"})
+    EXPECT_TRUE(names.contains(name)) << name;
+#endif
+  const std::string delivery = report.at("delivery");
+  EXPECT_NE(text.find("armed: " + delivery + "\n"), std::string::npos) << text;
+  for (const auto& why : report.at("why_not"))
+    EXPECT_NE(text.find(why.get<std::string>()), std::string::npos) << why;
+  EXPECT_TRUE(delivery == "task_work" || text.find("task work: ") != std::string::npos) << text;
+}
+
+TEST(CliDoctorTest, TextAndJsonTellTheSame) { check_doctor({}); }
+
+TEST(CliDoctorTest, WithoutPrivilegesItSaysWhatIsMissing) {
+  const std::vector<std::string> unprivileged{"setpriv", "--inh-caps=-all", "--bounding-set=-all"};
+  if (::geteuid() != 0) GTEST_SKIP() << "root";
+  check_doctor(unprivileged);
+  std::vector<std::string> words = unprivileged;
+  words.insert(words.end(), {kCli, "doctor", "--json"});
+  int status = -1;
+  const auto report = nlohmann::json::parse(captured(words, status));
+  EXPECT_EQ(status, 1);
+  EXPECT_EQ(report.at("delivery"), "dispatcher");
+  EXPECT_FALSE(report.at("why_not").empty());
+}
+
+TEST(CliDoctorTest, WithoutDescriptorsNothingWorks) {
+  int status = -1;
+  const auto report =
+      nlohmann::json::parse(captured({"bash", "-c", "ulimit -n 4; exec " + kCli + " doctor --json"}, status));
+  EXPECT_EQ(status, 2);
+  EXPECT_NE(report.at("error"), "");
 }
 
 }  // namespace

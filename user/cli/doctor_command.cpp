@@ -27,6 +27,7 @@ int print_json(const std::vector<Feature>& features, const Result<Watcher>& watc
   if (watcher) {
     const Description description = watcher->describe();
     out["source"] = to_string(description.source);
+    out["delivery"] = to_string(description.delivery);
     out["why_not"] = description.why_not;
   } else {
     out["error"] = watcher.error().message();
@@ -47,6 +48,7 @@ int print_table(const std::vector<Feature>& features, const Result<Watcher>& wat
   }
   const Description description = watcher->describe();
   std::cout << "\nA Watcher here uses " << description.text << "\n";
+  std::cout << "Delivery of signals to the thread that armed: " << to_string(description.delivery) << "\n";
   for (const std::string& why : description.why_not) std::cout << "  " << why << "\n";
   return status_of(watcher);
 }
