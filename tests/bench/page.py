@@ -137,9 +137,18 @@ def direct(results, drawn):
     text, settings = words.DIRECT, settings_of(results, "direct")
     header = ["p50 µs", "p90 µs", "p99 µs", "max µs", "p50 to epoll thread", "p90 to epoll thread", "directly", "missed"]
     keys = ["p50_us", "p90_us", "p99_us", "max_us", "p50_to_epoll", "p90_to_epoll", "direct_share", "missed"]
-    for load, what in (("idle", "The machine idle"), ("loaded", f"Beside {settings.get('hogs')} processes that compute")):
+    hogs, samples = settings.get("hogs"), settings.get("samples_loaded")
+    for load, what, count in (
+        ("idle", "The machine idle", settings.get("samples_idle")),
+        ("loaded", f"Beside {hogs} processes that compute, the peer computing on as well", samples),
+        (
+            "loaded_peer_sleeps",
+            f"Beside {hogs} processes that compute, the peer going to sleep as soon as it has closed",
+            samples,
+        ),
+    ):
         rows = rows_of(results, "direct").get(load, {})
-        text += f"\n{what}, {settings.get('samples_' + load)} samples per run:\n" + contenders(header, keys, rows)
+        text += f"\n{what}, {count} samples per run:\n" + contenders(header, keys, rows)
         text += reasons(rows) if load == "idle" else ""
     return text + plot(drawn, "direct.svg", "Delay of the signal")
 

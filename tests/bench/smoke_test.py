@@ -24,7 +24,7 @@ EXPECTED = {
         "io_uring_add_remove",
     ],
     "counts": ["kernel", "epoll", "poll"],
-    "direct": ["idle", "loaded"],
+    "direct": ["idle", "loaded", "loaded_peer_sleeps"],
     "callback": ["watches", "after_activity"],
     "storm": ["sockalarm_sleep", "sockalarm_adaptive", "sockalarm_spin", "sockalarm_on_epoll", "epoll_thread"],
     "unwatched": ["fin", "reset"],

@@ -37,6 +37,10 @@ A peer in another process closes its connection; the time counts from just befor
 the signal handler of a thread that is blocked in `recv()`. *Directly*: the share of the signals that the kernel sent
 without the background thread. *Missed*: signals that did not come within ten seconds. The epoll thread, which the ratios
 refer to, waits with EPOLLONESHOT and sends the signal by `tgkill`; so do the poll and the io_uring thread.
+
+Under load it matters what the CPU does on which the FIN was processed. A FIN from another host comes in an interrupt, and
+the CPU goes on with what it did: so in the first of the two tables the process that closed goes on computing until the
+signal has come. In the second it goes to sleep at once, which makes room for the thread that it has just woken.
 """
 
 CALLBACK = """## A function on the background thread

@@ -40,16 +40,19 @@ class Peer {
   }
 
   // Closes one connection after a delay. Does not wait for it: closed_at() is 0 until it happens.
+  // stay_busy: then it computes until be_idle(), so that the CPU on which it closed does not become free.
   // primer: that connection is closed too, `gap_us` earlier.
-  void close_later(std::uint32_t group, std::size_t index, std::uint32_t delay_us) {
+  void close_later(std::uint32_t group, std::size_t index, std::uint32_t delay_us, bool stay_busy = false) {
     shared_->closed_at.store(0);
-    send({Verb::close_one, group, static_cast<std::uint32_t>(index), 0, delay_us, 0});
+    const std::uint32_t busy = stay_busy ? ++last_busy_ : 0;
+    send({Verb::close_one, group, static_cast<std::uint32_t>(index), 0, delay_us, 0, busy});
   }
   void close_two_later(std::uint32_t group, std::size_t primer, std::uint32_t gap_us,
                        std::uint32_t delay_us) {
     shared_->closed_at.store(0);
     send({Verb::close_two, group, static_cast<std::uint32_t>(primer), 0, delay_us, gap_us});
   }
+  void be_idle() noexcept { shared_->busy_until.store(last_busy_); }
   std::int64_t closed_at() const noexcept { return shared_->closed_at.load(); }
 
   // Closes a whole group as fast as it can. await_all_closed() gives how long that took, from closed_at().
@@ -75,9 +78,12 @@ class Peer {
   struct Command {
     Verb verb;
     std::uint32_t group, index, count, delay_us, gap_us;
+    std::uint32_t busy = 0;  // number of a close after which it stays busy
   };
   struct Shared {
     std::atomic<std::int64_t> closed_at{0}, all_closed_at{0};
+    std::atomic<std::uint32_t> busy_until{
+        0};  // the number of a busy close: a flag could be set again too soon
   };
 
   void send(const Command& command) {
@@ -113,6 +119,8 @@ class Peer {
         case Verb::close_one:
           shared_->closed_at.store(now_ns());
           group[command.index].reset();
+          while (shared_->busy_until.load(std::memory_order_relaxed) < command.busy) {
+          }
           continue;  // no answer: it would only take time from the one who is being measured
         case Verb::close_all:
           shared_->closed_at.store(now_ns());
@@ -130,6 +138,7 @@ class Peer {
   test::Listener listener_;
   UniqueFd commands_, remote_;
   SharedMemory<Shared> shared_;
+  std::uint32_t last_busy_ = 0;
   std::vector<Child> child_;
 };
 
