@@ -4,6 +4,7 @@
 #include <linux/types.h>
 #include <linux/version.h>
 
+#include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 // clang-format on
@@ -186,7 +187,7 @@ static int deliver(struct bpf_map* map, void* key, void* value) {
   // later ones, and then the compare-and-swap fails.
   __u64 control = __sync_fetch_and_add(&state->control, 0);
   __u32 tid = *(volatile __u32*)&state->tid;
-  __u32 signal = *(volatile __u32*)&state->signal & SOCKALARM_SIGNAL_MASK;
+  __u32 signal = *(volatile __u32*)&state->signal;
   __u64 seen = *(volatile __u64*)&state->seen;
   __u32 events = interest_of(control) & (__u32)seen;
   if (!events || (__u32)(seen >> 32) != place.generation) return 0;
@@ -194,15 +195,19 @@ static int deliver(struct bpf_map* map, void* key, void* value) {
   struct news news = {.cookie = cookie, .events = events, .error = state->error};
   struct task_struct* task = bpf_get_current_task_btf();
   __u8 direct = SOCKALARM_DIRECT_NONE;
-  if (tid == (__u32)bpf_get_current_pid_tgid() && signal && !(task->flags & PF_EXITING)) {
+  if (tid == (__u32)bpf_get_current_pid_tgid() && (signal & SOCKALARM_SIGNAL_MASK) &&
+      !(task->flags & PF_EXITING)) {
     __u64 ours = (control & ~(__u64)SOCKALARM_STATE_MASK) | SOCKALARM_DELIVERING;
     if (__sync_val_compare_and_swap(&state->control, control, ours) != control) return 0;  // another took it
-    direct = bpf_send_signal_thread(signal) ? SOCKALARM_DIRECT_FAILED : SOCKALARM_DIRECT_DONE;
+    direct = bpf_send_signal_thread(signal & SOCKALARM_SIGNAL_MASK) ? SOCKALARM_DIRECT_FAILED
+                                                                    : SOCKALARM_DIRECT_DONE;
     struct sockalarm_table_header* header = direct == SOCKALARM_DIRECT_DONE ? header_of(&place) : 0;
     if (header) __sync_fetch_and_add(&header->delivered, 1);
     __sync_val_compare_and_swap(&state->control, ours, ours ^ SOCKALARM_DELIVERING ^ SOCKALARM_DELIVERED);
   }
-  push(&place, &news, bpf_ktime_get_ns(), direct);
+  // A signal that was all there was to do needs no dispatcher, which would only contend for the CPU.
+  if (direct != SOCKALARM_DIRECT_DONE || (signal & SOCKALARM_TELL))
+    push(&place, &news, bpf_ktime_get_ns(), direct);
   return 0;
 }
 
@@ -245,7 +250,7 @@ static __always_inline void report(struct sockalarm_registration* where, struct 
     if (may_be_direct && (interest & news->events) && signal && tid &&
         schedule(where, news->cookie, place.tgid, tid))
       direct = SOCKALARM_DIRECT_SCHEDULED;
-    tell |= !direct || (signal & SOCKALARM_MORE_ACTIONS);
+    tell |= !direct || (signal & SOCKALARM_TELL);
   }
   if (tell) push(&place, news, now, direct);
 }
@@ -374,7 +379,13 @@ static __always_inline void forget(__u64 cookie) {
 // the closing task, before any change of state. Returns 1: allow (the value is ignored for a release).
 SEC("?cgroup/sock_release")
 int on_release(struct bpf_sock* sk) {
-  forget(bpf_get_socket_cookie(sk));
+  // bpf_get_socket_cookie() would give every socket of the host a cookie that nobody asked for, and the later
+  // programs something to look up. The context of this program type is the kernel's struct sock
+  // (include/linux/bpf_types.h).
+  __u64 cookie = 0;
+  bpf_probe_read_kernel(&cookie, sizeof cookie,
+                        (void*)sk + bpf_core_field_offset(struct sock, __sk_common.skc_cookie.counter));
+  if (cookie) forget(cookie);
   return 1;
 }
 

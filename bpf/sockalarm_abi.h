@@ -48,7 +48,8 @@ enum {
 /* signal: 0 where the chain does not begin with a signal to the thread that armed */
 enum {
   SOCKALARM_SIGNAL_MASK = 0xff,
-  SOCKALARM_MORE_ACTIONS = 0x100, /* the dispatcher must know at once that the alarm is on its way */
+  SOCKALARM_TELL =
+      0x100, /* there is more to it than this signal: the dispatcher must be told of every step */
 };
 
 // clang-format off

@@ -19,7 +19,12 @@ void AlarmRecord::set_chain(const ActionChain& new_chain) {
   if (new_chain.actions_ == chain.actions_) return;
   chain = new_chain;
   const auto signal = static_cast<std::uint32_t>(chain.first_signal_);
-  signal_word.store(signal != 0 && chain.size() > 1 ? signal | SOCKALARM_MORE_ACTIONS : signal);
+  signal_word.store(signal != 0 && chain.size() > 1 ? signal | SOCKALARM_TELL : signal);
+}
+
+bool AlarmRecord::done_directly() const noexcept {
+  return awaits_rest() && (signal_word.load(std::memory_order_relaxed) & SOCKALARM_TELL) == 0 &&
+         !needs_help();
 }
 
 void AlarmRecord::await_delivery() const noexcept {
@@ -104,7 +109,7 @@ void AlarmRecord::end(bool all_run) noexcept {
 
 void AlarmRecord::cut_short() noexcept {
   const std::lock_guard lock(mutex);
-  if (!load().has_fired() || phase.load() == Phase::running) return;
+  if (!load().has_fired() || phase.load() == Phase::running || done_directly()) return;
   phase.store(Phase::ended);
   ended.notify_all();
 }

@@ -72,6 +72,10 @@ struct AlarmRecord : std::enable_shared_from_this<AlarmRecord> {
   bool awaits_rest() const noexcept {
     return load().state == Control::State::delivered && phase.load() == Phase::waiting;
   }
+  // And nobody needs to, since it was all there was to do. Told to nobody: the alarm is over.
+  bool done_directly() const noexcept;
+  // Over, in the generation that is in the control word.
+  bool over() const noexcept { return phase.load() == Phase::ended || done_directly(); }
   // Sleeps until a signal that is just being sent in another thread has been sent.
   void await_delivery() const noexcept;
 

@@ -302,12 +302,13 @@ bool Core::start(AlarmRecord& record) {
 
 // Who is to be signalled, before the alarm can be seen as armed.
 void Core::prepare_direct(AlarmRecord& record) noexcept {
-  const std::uint32_t word = record.signal_word.load(std::memory_order_relaxed);
+  std::uint32_t word = record.signal_word.load(std::memory_order_relaxed);
   const bool wanted = word != 0;
 #if SOCKALARM_LINUX
   if (sigio_ && (!wanted || !sigio_->enter(record))) Sigio::leave(record);
 #endif
   if (!record.primary || !task_work_) return;
+  if (wanted && record.needs_help()) word |= SOCKALARM_TELL;
   WatchState& state = *record.socket->state;
   shared(state.tid).store(wanted ? source_->direct_thread() : 0, std::memory_order_relaxed);
   shared(state.signal).store(word, std::memory_order_relaxed);
@@ -316,7 +317,7 @@ void Core::prepare_direct(AlarmRecord& record) noexcept {
 // From fired, with the chain at its end, back to idle.
 bool Core::rearm_fired(AlarmRecord& record) {
   const std::lock_guard lock(record.mutex);
-  if (record.phase.load() != AlarmRecord::Phase::ended) return false;
+  if (!record.over()) return false;
   Control control = record.load();
   control.state = Control::State::idle;
   record.control().store(control.pack());
@@ -356,7 +357,7 @@ Cancelled Core::cancel(AlarmRecord& record, bool wait) noexcept {
       continue;
     }
     if (wait) take_pending_signal();
-    if (record.phase.load() == AlarmRecord::Phase::ended) return Cancelled::inactive;
+    if (record.over()) return Cancelled::inactive;
     const Dispatcher::TimerId resume = std::exchange(record.resume, Dispatcher::kNoTimer);
     // While another thread is being signalled the chain is under way too, and the dispatcher ends it when it
     // takes over.
@@ -462,7 +463,7 @@ void Core::deliver_here(AlarmRecord& record) noexcept {
   taken.state = Control::State::delivered;
   record.control().store(taken.pack());
   delivered_here_.fetch_add(1, std::memory_order_relaxed);
-  report(record);
+  if (!record.done_directly()) report(record);
 #else
   (void)record;
 #endif
@@ -533,7 +534,7 @@ void Core::fire_ready(Socket& socket, Events momentary, News::Direct direct) {
   const Events now = seen(*socket.state) | momentary;
   bool wait = false;
   for (AlarmRecord* record = socket.alarms; record != nullptr; record = record->next) {
-    if (record->awaits_rest())
+    if (record->awaits_rest() && (direct == News::Direct::failed || !record->done_directly()))
       go_on(*record, direct);
     else if (expects_direct(*record, direct))
       wait = true;

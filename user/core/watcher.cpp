@@ -48,7 +48,7 @@ AlarmRecord* WatchHandle::take_record() {
   if (AlarmRecord* known = spare.load(std::memory_order_acquire);
       known != nullptr && (known->use.fetch_or(AlarmRecord::kInUse) & AlarmRecord::kInUse) == 0) {
     // Still running only if the Alarm was destroyed from inside its own action.
-    if (!known->load().has_fired() || known->phase.load() == AlarmRecord::Phase::ended) return known;
+    if (!known->load().has_fired() || known->over()) return known;
     known->give_back();
   }
   auto record = socket->core->make_record(socket, fd);
@@ -197,7 +197,7 @@ Cancelled Alarm::cancel_and_wait() noexcept { return record_->socket->core->canc
 
 bool Alarm::active() const noexcept {
   const Control control = record_->load();
-  if (control.has_fired()) return record_->phase.load() != AlarmRecord::Phase::ended;
+  if (control.has_fired()) return !record_->over();
   return control.state == Control::State::armed;
 }
 bool Alarm::triggered() const noexcept {
@@ -208,9 +208,14 @@ bool Alarm::triggered() const noexcept {
   return control.has_fired();
 }
 bool Alarm::finished() const noexcept {
-  return triggered() && record_->phase.load() == AlarmRecord::Phase::ended && record_->complete.load();
+  if (!triggered()) return false;
+  return record_->done_directly() ||
+         (record_->phase.load() == AlarmRecord::Phase::ended && record_->complete.load());
 }
-int Alarm::current_action() const noexcept { return triggered() ? std::max(record_->current.load(), 0) : -1; }
+int Alarm::current_action() const noexcept {
+  if (!triggered()) return -1;
+  return record_->done_directly() ? static_cast<int>(action_count()) : std::max(record_->current.load(), 0);
+}
 std::size_t Alarm::action_count() const noexcept { return record_->chain.size(); }
 Event Alarm::cause() const {
   // In a forked child the mutex may be in the hands of a thread that is not there.
