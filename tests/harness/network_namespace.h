@@ -57,6 +57,11 @@ class NetworkNamespace {
     return connection;
   }
 
+  // Where `ip ... netns` finds it, as long as this object lives.
+  std::string path() const {
+    return "/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(handle_.get());
+  }
+
   // A shell command inside; its output is part of the exception if it fails.
   void shell(const std::string& command) const {
     run([&] {
