@@ -203,7 +203,8 @@ static int deliver(struct bpf_map* map, void* key, void* value) {
                                                                     : SOCKALARM_DIRECT_DONE;
     struct sockalarm_table_header* header = direct == SOCKALARM_DIRECT_DONE ? header_of(&place) : 0;
     if (header) __sync_fetch_and_add(&header->delivered, 1);
-    __sync_val_compare_and_swap(&state->control, ours, ours ^ SOCKALARM_DELIVERING ^ SOCKALARM_DELIVERED);
+    __u64 after = direct == SOCKALARM_DIRECT_DONE ? SOCKALARM_DELIVERED : SOCKALARM_FIRED;
+    __sync_val_compare_and_swap(&state->control, ours, ours ^ SOCKALARM_DELIVERING ^ after);
   }
   // A signal that was all there was to do needs no dispatcher, which would only contend for the CPU.
   if (direct != SOCKALARM_DIRECT_DONE || (signal & SOCKALARM_TELL))

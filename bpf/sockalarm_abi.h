@@ -129,7 +129,8 @@ enum {
   SOCKALARM_DIRECT_NONE = 0,
   SOCKALARM_DIRECT_SCHEDULED = 1, /* the thread will do it when it runs next */
   SOCKALARM_DIRECT_DONE = 2,      /* control is `delivered` */
-  SOCKALARM_DIRECT_FAILED = 3,    /* control is `delivered`, but the kernel refused the signal */
+  SOCKALARM_DIRECT_FAILED =
+      3, /* the kernel refused the signal: control is `fired`, and the dispatcher runs the chain */
 };
 
 /* One ring record: something new was seen of a socket that somebody waits for. */

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <fstream>
 #include <functional>
 #include <future>
 #include <optional>
@@ -43,6 +44,15 @@ class SignalCounter {
   inline static std::atomic<int> count_{0};
   inline static std::atomic<pid_t> thread_{0};
 };
+
+// Is that thread of this process asleep, as in a system call that waits? proc_pid_stat(5)
+inline bool is_asleep(pid_t tid) {
+  std::ifstream file("/proc/self/task/" + std::to_string(tid) + "/stat");
+  std::string stat;
+  std::getline(file, stat);
+  const auto name_ends = stat.rfind(") ");
+  return name_ends != std::string::npos && stat[name_ends + 2] == 'S';
+}
 
 // A thread that arms, then blocks in a system call until the signal has come, like a handler in a slow query.
 class BlockedThread {

@@ -69,6 +69,40 @@ TEST_P(DeliveryTest, TheRestOfTheChainFollowsInOrder) {
   EXPECT_EQ(signals.count(), 100);
 }
 
+#if SOCKALARM_LINUX
+// A handler without SA_RESTART ends calls that would be restarted otherwise, whoever sends the signal; one
+// with it does not. With signal-driven I/O ordinary data, which interrupts the thread too, does not either.
+TEST_P(DeliveryTest, EndsASystemCallThatCouldBeRestarted) {
+  SOCKALARM_WATCHER(watcher, GetParam());
+  const SignalCounter signals(SIGALRM);
+  for (int round = 0; round < 20; ++round) {
+    Scene scene(watcher);
+    Connection database = tcp_pair();
+    std::promise<pid_t> armed;
+    std::promise<void> ended;
+    std::thread blocked([&] {
+      const auto alarm = scene.watch.arm(send_signal(SIGALRM));
+      armed.set_value(thread_id());
+      char byte = 0;
+      EXPECT_LT(::recv(database.ours.get(), &byte, 1, 0), 0);
+      EXPECT_EQ(errno, EINTR);
+      EXPECT_TRUE(alarm->triggered());
+      ended.set_value();
+    });
+    const pid_t tid = armed.get_future().get();
+    ASSERT_TRUE(eventually([&] { return is_asleep(tid); }));
+    send_text(scene.connection.peer.get(), "x");
+    await_readable(scene.connection.ours.get());
+    ASSERT_TRUE(eventually([&] { return is_asleep(tid); }));
+    scene.connection.peer.reset();
+    if (ended.get_future().wait_for(kPatience) != std::future_status::ready)
+      send_text(database.peer.get(), "it went on");
+    blocked.join();
+  }
+  EXPECT_EQ(signals.count(), 20);
+}
+#endif
+
 TEST_P(DeliveryTest, OtherActionsAndTheProcessAreTheDispatchers) {
   SOCKALARM_WATCHER(watcher, GetParam());
   const SignalCounter signals(SIGALRM);

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "core/sigio.h"
+
 #include <fcntl.h>
 #include <sys/resource.h>
 
@@ -79,8 +81,10 @@ TEST_P(SigioTest, HandlersAndFlagsAreRestored) {
       EXPECT_EQ(theirs.load(), 1) << "the program's own handler is called as well";
     }
   }
-  EXPECT_EQ(handler_of(signal), SIG_DFL);
-  EXPECT_EQ(handler_of(SIGIO), own.sa_handler);
+  if (!detail::Sigio::must_stay()) {  // an earlier test of this process closed a socket before its Watch
+    EXPECT_EQ(handler_of(signal), SIG_DFL);
+    EXPECT_EQ(handler_of(SIGIO), own.sa_handler);
+  }
   EXPECT_EQ(::fcntl(fd, F_GETSIG), SIGUSR2);
   EXPECT_EQ(::fcntl(fd, F_GETFL), flags);
   f_owner_ex now{};

@@ -22,10 +22,11 @@ void AlarmRecord::set_chain(const ActionChain& new_chain) {
   signal_word.store(signal != 0 && chain.size() > 1 ? signal | SOCKALARM_TELL : signal);
 }
 
-bool AlarmRecord::done_directly() const noexcept {
-  return awaits_rest() && (signal_word.load(std::memory_order_relaxed) & SOCKALARM_TELL) == 0 &&
-         !needs_help();
+bool AlarmRecord::only_signals() const noexcept {
+  return (signal_word.load(std::memory_order_relaxed) & SOCKALARM_TELL) == 0 && !needs_help();
 }
+
+bool AlarmRecord::done_directly() const noexcept { return awaits_rest() && only_signals(); }
 
 void AlarmRecord::await_delivery() const noexcept {
   // It runs inside the kernel, or in a handler with all signals blocked: a few microseconds, unless

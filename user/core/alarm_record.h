@@ -72,6 +72,8 @@ struct AlarmRecord : std::enable_shared_from_this<AlarmRecord> {
   bool awaits_rest() const noexcept {
     return load().state == Control::State::delivered && phase.load() == Phase::waiting;
   }
+  // Its signal is all there is to do, so nobody is told that it was sent.
+  bool only_signals() const noexcept;
   // And nobody needs to, since it was all there was to do. Told to nobody: the alarm is over.
   bool done_directly() const noexcept;
   // Over, in the generation that is in the control word.

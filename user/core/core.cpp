@@ -359,10 +359,14 @@ Cancelled Core::cancel(AlarmRecord& record, bool wait) noexcept {
     if (wait) take_pending_signal();
     if (record.over()) return Cancelled::inactive;
     const Dispatcher::TimerId resume = std::exchange(record.resume, Dispatcher::kNoTimer);
-    // While another thread is being signalled the chain is under way too, and the dispatcher ends it when it
-    // takes over.
-    if (record.phase.load() == AlarmRecord::Phase::running ||
-        record.load().state == Control::State::delivering) {
+    const bool sending = record.load().state == Control::State::delivering;  // in another thread
+    if (sending && record.only_signals()) {  // nobody will tell when it has been sent
+      lock.unlock();
+      if (wait) record.await_delivery();
+      return Cancelled::interrupted;
+    }
+    // While it is being sent the chain is under way too, and the dispatcher ends it when it takes over.
+    if (record.phase.load() == AlarmRecord::Phase::running || sending) {
       record.cancel_requested = true;
       if (wait && !dispatcher_.on_this_thread())
         record.ended.wait(lock, [&] { return record.phase.load() == AlarmRecord::Phase::ended; });
@@ -439,10 +443,10 @@ void Core::add_deadline(AlarmRecord& record, std::uint32_t generation) {
   record.deadline_timer = dispatcher_.add_timer(Dispatcher::in(record.options.deadline), std::move(expire));
 }
 
-void Core::deliver_here(AlarmRecord& record) noexcept {
+int Core::deliver_here(AlarmRecord& record) noexcept {
 #if SOCKALARM_LINUX
   const Control armed = record.load();
-  if (armed.state != Control::State::armed) return;
+  if (armed.state != Control::State::armed) return 0;
   Socket& socket = *record.socket;
   // The kernel side has seen it before the signal was sent. Otherwise the socket is asked: the dispatcher may
   // not have got to it. It will, and then serves the socket's other alarms.
@@ -451,12 +455,12 @@ void Core::deliver_here(AlarmRecord& record) noexcept {
     if (const Events now = look(record.fd, socket.kind, source_->poll_style()))
       mark_seen(*socket.state, now, errno_of(now), to_ns(Clock::now()));
   }
-  if (!(seen(*socket.state) & armed.interest)) return;  // ordinary data
+  if (!(seen(*socket.state) & armed.interest)) return 0;  // ordinary data
 
   Control taken = armed;
   taken.state = Control::State::delivering;
   std::uint64_t word = armed.pack();
-  if (!record.control().compare_exchange_strong(word, taken.pack())) return;
+  if (!record.control().compare_exchange_strong(word, taken.pack())) return 0;
   const int number = static_cast<int>(record.signal_word.load() & SOCKALARM_SIGNAL_MASK);
   ::syscall(SYS_tgkill, ::getpid(), record.arming_thread.load(),
             number);  // to ourselves: it comes after this handler
@@ -464,8 +468,10 @@ void Core::deliver_here(AlarmRecord& record) noexcept {
   record.control().store(taken.pack());
   delivered_here_.fetch_add(1, std::memory_order_relaxed);
   if (!record.done_directly()) report(record);
+  return number;
 #else
   (void)record;
+  return 0;
 #endif
 }
 
@@ -534,7 +540,7 @@ void Core::fire_ready(Socket& socket, Events momentary, News::Direct direct) {
   const Events now = seen(*socket.state) | momentary;
   bool wait = false;
   for (AlarmRecord* record = socket.alarms; record != nullptr; record = record->next) {
-    if (record->awaits_rest() && (direct == News::Direct::failed || !record->done_directly()))
+    if (record->awaits_rest() ? !record->done_directly() : failed_directly(*record, direct))
       go_on(*record, direct);
     else if (expects_direct(*record, direct))
       wait = true;
@@ -558,6 +564,12 @@ bool Core::expects_direct(const AlarmRecord& record, News::Direct direct) const 
   }
 #endif
   return record.primary;
+}
+
+// It took it, but the kernel refused to send the signal: nobody has begun the chain.
+bool Core::failed_directly(const AlarmRecord& record, News::Direct direct) const noexcept {
+  return direct == News::Direct::failed && record.primary && record.load().state == Control::State::fired &&
+         record.phase.load() == AlarmRecord::Phase::waiting;
 }
 
 // If it does not get to it in time, we do.

@@ -49,7 +49,8 @@ class Core final : public std::enable_shared_from_this<Core> {
 
   // Signal-driven I/O, in a signal handler of the thread that armed: takes the alarm if what it waits for has
   // happened.
-  void deliver_here(AlarmRecord& record) noexcept;
+  // Answers the number of the signal that it sent, or 0.
+  int deliver_here(AlarmRecord& record) noexcept;
 
   // What set it off; as far as is known while the chain is about to begin.
   Event cause(AlarmRecord& record) const;
@@ -71,6 +72,7 @@ class Core final : public std::enable_shared_from_this<Core> {
   void post(AlarmRecord& record, std::uint32_t generation, const Event& event, int first_action);
   void go_on(AlarmRecord& record, News::Direct direct);
   bool expects_direct(const AlarmRecord& record, News::Direct direct) const noexcept;
+  bool failed_directly(const AlarmRecord& record, News::Direct direct) const noexcept;
   void await_direct(Socket& socket);
   void refresh(Socket& socket);
   void await_eof(Socket& socket);

@@ -4,10 +4,13 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/syscall.h>
+#include <ucontext.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <iterator>
 #include <mutex>
 #include <new>
 #include <thread>
@@ -53,7 +56,8 @@ namespace {
 std::mutex process_mutex;  // the next two
 Sigio* process_one = nullptr;
 int users = 0;
-struct sigaction previous_io;  // written before our handler is installed
+std::atomic<bool> some_not_released{false};  // then the handlers stay
+struct sigaction previous_io;                // written before our handler is installed
 struct sigaction previous_own;
 
 std::mutex owner_mutex;  // changes of a socket's owner: two threads may arm alarms of one socket
@@ -78,10 +82,52 @@ bool make_my_alarms(pid_t tid) noexcept {
   return true;
 }
 
-// Called with the lock held, in the thread itself.
-void serve(ThreadAlarms& alarms) noexcept {
-  for (AlarmRecord* record = alarms.first; record != nullptr; record = record->next_listed)
-    record->socket->core->deliver_here(*record);
+#if defined(__x86_64__) || defined(__aarch64__)
+constexpr bool kCanEndCalls = true;
+#else
+constexpr bool kCanEndCalls = false;
+#endif
+
+// Calls that may block for long and may fail with EINTR before they have done anything.
+bool may_be_ended(long number) noexcept {
+  constexpr long kCalls[] = {SYS_read,     SYS_readv,  SYS_write,   SYS_writev,   SYS_recvfrom, SYS_recvmsg,
+                             SYS_recvmmsg, SYS_sendto, SYS_sendmsg, SYS_sendmmsg, SYS_accept,   SYS_accept4,
+                             SYS_connect,  SYS_wait4,  SYS_waitid,  SYS_flock,    SYS_fcntl,    SYS_openat,
+                             SYS_futex,    SYS_ioctl,  SYS_splice};
+  return std::find(std::begin(kCalls), std::end(kCalls), number) != std::end(kCalls);
+}
+
+// Our handler is SA_RESTART, so the kernel has wound the interrupted call back to its instruction before the
+// signal of the alarm, which is to end that call, was even sent. Undone here: the call fails with EINTR, as
+// it would have for that signal alone. A call that was just about to be made fails too.
+void end_restarted_call([[maybe_unused]] void* context) noexcept {
+#if defined(__x86_64__)
+  greg_t* registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
+  const auto* code = reinterpret_cast<const unsigned char*>(registers[REG_RIP]);
+  if (code[0] != 0x0f || code[1] != 0x05 || !may_be_ended(registers[REG_RAX])) return;  // syscall
+  registers[REG_RIP] += 2;
+  registers[REG_RAX] = -EINTR;
+#elif defined(__aarch64__)
+  auto& registers = static_cast<ucontext_t*>(context)->uc_mcontext;
+  if (*reinterpret_cast<const std::uint32_t*>(registers.pc) != 0xd4000001U ||  // svc #0
+      !may_be_ended(static_cast<long>(registers.regs[8])))
+    return;
+  registers.pc += 4;
+  registers.regs[0] = static_cast<unsigned long long>(-EINTR);
+#endif
+}
+
+// Called with the lock held, in the thread itself. True: one of the signals is to end the call that it
+// interrupts.
+bool serve(ThreadAlarms& alarms) noexcept {
+  bool ends_calls = false;
+  for (AlarmRecord* record = alarms.first; record != nullptr; record = record->next_listed) {
+    struct sigaction theirs{};
+    if (const int number = record->socket->core->deliver_here(*record);
+        number != 0 && ::sigaction(number, nullptr, &theirs) == 0)
+      ends_calls |= (theirs.sa_flags & SA_RESTART) == 0;
+  }
+  return ends_calls;
 }
 
 void on_signal(int number, siginfo_t* info, void* context) {
@@ -94,7 +140,7 @@ void on_signal(int number, siginfo_t* info, void* context) {
     }
     if (locked) {
       alarms->missed.store(false);
-      serve(*alarms);
+      if (serve(*alarms)) end_restarted_call(context);
       alarms->unlock();
     }
   }
@@ -104,6 +150,12 @@ void on_signal(int number, siginfo_t* info, void* context) {
     previous_io.sa_sigaction(number, info, context);
   else if (previous_io.sa_handler != SIG_DFL && previous_io.sa_handler != SIG_IGN)
     previous_io.sa_handler(number);
+}
+
+bool is_ours(int number) noexcept {
+  struct sigaction now{};
+  return ::sigaction(number, nullptr, &now) == 0 && (now.sa_flags & SA_SIGINFO) != 0 &&
+         now.sa_sigaction == on_signal;
 }
 
 int free_signal() noexcept {
@@ -157,7 +209,7 @@ bool own(Socket& socket, int fd, int signal, pid_t tid) noexcept {
 
 Result<std::shared_ptr<Sigio>> Sigio::acquire() {
   const std::lock_guard lock(process_mutex);
-  if (users == 0) {
+  if (process_one == nullptr) {
     const int signal = free_signal();
     if (signal == 0)
       return fail(Error(Errc::unsupported, "signal-driven I/O: every real-time signal has a handler"));
@@ -168,11 +220,14 @@ Result<std::shared_ptr<Sigio>> Sigio::acquire() {
   ++users;
   return std::shared_ptr<Sigio>(process_one, [](Sigio* one) {
     const std::lock_guard giving_up(process_mutex);
-    if (--users > 0) return;
+    if (--users > 0 || some_not_released.load()) return;
     one->uninstall();
+    process_one = nullptr;
     delete one;
   });
 }
+
+bool Sigio::must_stay() noexcept { return some_not_released.load(); }
 
 Result<void> Sigio::install() {
   struct sigaction ours{};
@@ -180,7 +235,8 @@ Result<void> Sigio::install() {
   // All signals wait until the handler is done, so that a handler of the program that leaves by siglongjmp(3)
   // cannot interrupt it halfway.
   ::sigfillset(&ours.sa_mask);
-  ours.sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK;
+  // Ordinary data must not end the thread's system calls. Where their restart cannot be undone, it does.
+  ours.sa_flags = SA_SIGINFO | SA_ONSTACK | (kCanEndCalls ? SA_RESTART : 0);
   if (::sigaction(SIGIO, nullptr, &previous_io) != 0 || ::sigaction(SIGIO, &ours, nullptr) != 0 ||
       ::sigaction(signal_, &ours, &previous_own) != 0)
     return fail(Error::from_errno(errno, "sigaction() for signal-driven I/O"));
@@ -192,11 +248,11 @@ void Sigio::uninstall() noexcept {
   // drops them (sigaction(2)).
   struct sigaction ignore{};
   ignore.sa_handler = SIG_IGN;
-  ::sigaction(signal_, &ignore, nullptr);
-  ::sigaction(signal_, &previous_own, nullptr);
-  struct sigaction now{};
-  if (::sigaction(SIGIO, nullptr, &now) == 0 && now.sa_sigaction == on_signal)
-    ::sigaction(SIGIO, &previous_io, nullptr);
+  if (is_ours(signal_)) {
+    ::sigaction(signal_, &ignore, nullptr);
+    ::sigaction(signal_, &previous_own, nullptr);
+  }
+  if (is_ours(SIGIO)) ::sigaction(SIGIO, &previous_io, nullptr);
 }
 
 bool Sigio::enter(AlarmRecord& record) noexcept {
@@ -229,7 +285,11 @@ void Sigio::release(Socket& socket) noexcept {
   if (!socket.sigio_saved) return;
   const int fd = file_identity(socket.registered_fd) == socket.cookie ? socket.registered_fd : -1;
   socket.sigio_owner.store(0);
-  if (fd < 0) return;  // closed: the flags went with it, or a dup keeps them
+  if (fd < 0) {  // a dup that we know nothing of may keep the flags, and then somebody must handle the signal
+    // The kernel side has seen the last one go?
+    if (!(seen(*socket.state) & events::closed)) some_not_released.store(true);
+    return;
+  }
   const int flags = ::fcntl(fd, F_GETFL);
   if (flags >= 0) ::fcntl(fd, F_SETFL, (flags & ~O_ASYNC) | (socket.sigio_saved->flags & O_ASYNC));
   ::fcntl(fd, F_SETSIG, socket.sigio_saved->signal);

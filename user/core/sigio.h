@@ -32,6 +32,9 @@ class Sigio {
   Sigio& operator=(const Sigio&) = delete;
 
   int signal() const noexcept { return signal_; }
+  // A socket was closed before its Watch, so that its flags could not be put back. A dup may still have them,
+  // so the handlers stay until the process ends.
+  static bool must_stay() noexcept;
 
   // The calling thread arms: from here on the handler takes the alarm. False: the socket cannot be made to
   // signal, the dispatcher has to do it. No system call if the thread armed the socket's last alarm too.

@@ -31,7 +31,7 @@ struct News {
     none,
     scheduled,  // the arming thread will take the alarm when it runs next
     done,       // it did; the dispatcher goes on with the rest of the chain
-    failed      // it took it, but could not be signalled
+    failed      // it took it, but could not be signalled: the dispatcher runs the whole chain
   } direct = Direct::none;
 };
 
