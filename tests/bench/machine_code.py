@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts loads and branches of Watch::peer_gone() in the code that the compiler made of peer_gone_probe.cpp."""
+"""Counts loads and branches of Peer::gone() and Watch::peer_gone() in the code that the compiler made of peer_gone_probe.cpp."""
 import re
 import subprocess
 
-FUNCTIONS = {"value": "sockalarm_probe_value", "decision": "sockalarm_probe_decision"}
+FUNCTIONS = {"peer": "sockalarm_probe_peer", "value": "sockalarm_probe_value", "decision": "sockalarm_probe_decision"}
 
 
 def instructions(text, function):

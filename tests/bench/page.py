@@ -128,7 +128,7 @@ def machine_code(results):
     rows = rows_of(results, "machine_code")
     lines = [
         [f"`{source}`", *cells(rows.get(name), "loads", "branches"), f"`{rows.get(name, {}).get('code', '-')}`"]
-        for name, source in (("value", "return watch.peer_gone();"), ("decision", "if (watch.peer_gone()) leave();"))
+        for name, source in (("peer", "if (peer.gone()) leave();"), ("value", "return watch.peer_gone();"), ("decision", "if (watch.peer_gone()) leave();"))
     ]
     return words.MACHINE_CODE + table(["", "loads", "branches", "code"], lines)
 

@@ -6,7 +6,12 @@ extern "C" {
 
 void sockalarm_probe_leave();
 
-// The answer as a value.
+// By value, as in a hot loop that keeps the Peer in a register.
+void sockalarm_probe_peer(sockalarm::Peer peer) {
+  if (peer.gone()) sockalarm_probe_leave();
+}
+
+// Through the object, whose pointer is loaded too. The answer as a value.
 bool sockalarm_probe_value(const sockalarm::Watch& watch) { return watch.peer_gone(); }
 
 // The answer as a decision.

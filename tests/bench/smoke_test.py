@@ -30,7 +30,7 @@ EXPECTED = {
     "unwatched": ["fin", "reset"],
     "memory": ["kernel", "epoll", "poll"],
     "load": ["kernel", "epoll", "poll"],
-    "machine_code": ["value", "decision"],
+    "machine_code": ["peer", "value", "decision"],
     "io_socketalarm": ["io_socketalarm"],
 }
 

@@ -15,8 +15,8 @@ TARGETS = [
         ("nanoseconds", "rows", "peer_gone", "times_cheaper_than_poll_rdhup"),
     ),
     ("asking_ns", "`peer_gone()` takes", "ns", "<=", 2, ("nanoseconds", "rows", "peer_gone", "ns")),
-    ("asking_loads", "`peer_gone()`: loads of memory", "", "<=", 1, ("machine_code", "rows", "decision", "loads")),
-    ("asking_branches", "`peer_gone()`: branches", "", "<=", 1, ("machine_code", "rows", "decision", "branches")),
+    ("asking_loads", "`Peer::gone()`: loads of memory", "", "<=", 1, ("machine_code", "rows", "peer", "loads")),
+    ("asking_branches", "`Peer::gone()`: branches", "", "<=", 1, ("machine_code", "rows", "peer", "branches")),
     (
         "arming_ratio",
         "arm + cancel is cheaper than `epoll_ctl` add + del",

@@ -27,8 +27,8 @@ Alarm that is kept). System calls are counted by a seccomp filter, allocations b
 """
 
 MACHINE_CODE = """
-The machine code of `peer_gone()`, where the Watch is given by reference: one load fetches the address from the Watch, the
-other the word in shared memory.
+The machine code: of a `Peer`, which holds the address and may stay in a register, and of a Watch given by reference, where
+one load fetches the address from the Watch and the other the word in shared memory.
 """
 
 DIRECT = """## A signal to a blocked thread
