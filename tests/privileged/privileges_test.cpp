@@ -52,7 +52,9 @@ TEST(PrivilegesTest, WithoutAnyTheChoiceIsEpollAndTheReasonIsNamed) {
     const Description description = watcher->describe();
     const auto forced = make_watcher(SourceKind::kernel);
     return check(description.source == SourceKind::epoll, "epoll") &&
-           check(description.why_not.size() == 1, "one reason") &&
+           check(description.why_not.size() == 2, "a reason for the source, one for the delivery") &&
+           check(description.delivery == Delivery::dispatcher, "delivery by the dispatcher") &&
+           check(description.why_not[1].find("no task work") != std::string::npos, description.why_not[1]) &&
            check(description.why_not[0].find("CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN") != std::string::npos,
                  description.why_not[0]) &&
            check(!forced && forced.error().code() == std::errc::operation_not_permitted, "forced: EPERM") &&
