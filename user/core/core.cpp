@@ -447,7 +447,7 @@ int Core::deliver_here(AlarmRecord& record) noexcept {
 #if SOCKALARM_LINUX
   const Control armed = record.load();
   if (armed.state != Control::State::armed) return 0;
-  Socket& socket = *record.socket;
+  const Socket& socket = *record.socket;
   // The kernel side has seen it before the signal was sent. Otherwise the socket is asked: the dispatcher may
   // not have got to it. It will, and then serves the socket's other alarms.
   if (socket.slot == 0 && !(seen(*socket.state) & armed.interest) &&

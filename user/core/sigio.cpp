@@ -103,12 +103,14 @@ bool may_be_ended(long number) noexcept {
 void end_restarted_call([[maybe_unused]] void* context) noexcept {
 #if defined(__x86_64__)
   greg_t* registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): registers are integers
   const auto* code = reinterpret_cast<const unsigned char*>(registers[REG_RIP]);
   if (code[0] != 0x0f || code[1] != 0x05 || !may_be_ended(registers[REG_RAX])) return;  // syscall
   registers[REG_RIP] += 2;
   registers[REG_RAX] = -EINTR;
 #elif defined(__aarch64__)
   auto& registers = static_cast<ucontext_t*>(context)->uc_mcontext;
+  // NOLINTNEXTLINE(performance-no-int-to-ptr)
   if (*reinterpret_cast<const std::uint32_t*>(registers.pc) != 0xd4000001U ||  // svc #0
       !may_be_ended(static_cast<long>(registers.regs[8])))
     return;
