@@ -68,12 +68,16 @@ struct news {
   __u8 old_state, new_state;
 };
 
-// Direct delivery. Names of 6.18; where they are missing, no program that uses them is loaded.
+// This file is compiled twice: with SOCKALARM_TASK_WORK for kernels that have task work (6.18), and without.
+// Not as one object with weak names: where a name is missing, libbpf looks for it in all modules, which needs
+// CAP_SYS_ADMIN.
+#if SOCKALARM_TASK_WORK
 extern int bpf_task_work_schedule_signal_impl(struct task_struct* task, struct bpf_task_work* work, void* map,
                                               int (*callback)(struct bpf_map* map, void* key, void* value),
-                                              void* aux) __ksym __weak;
-extern struct task_struct* bpf_task_from_pid(int pid) __ksym __weak;
-extern void bpf_task_release(struct task_struct* task) __ksym __weak;
+                                              void* aux) __ksym;
+extern struct task_struct* bpf_task_from_pid(int pid) __ksym;
+extern void bpf_task_release(struct task_struct* task) __ksym;
+#endif
 
 static __always_inline void count_lost(__u32 cause) {
   __u64* counter = bpf_map_lookup_elem(&lost, &cause);
@@ -176,6 +180,7 @@ static __always_inline void push(const struct place* place, const struct news* n
   bpf_ringbuf_submit(record, before != ~0ULL && looking ? BPF_RB_NO_WAKEUP : 0);
 }
 
+#if SOCKALARM_TASK_WORK
 // Runs in the thread that armed, on its way out of the kernel, some time after it was scheduled: everything
 // is looked at anew. Must not touch an alarm that was armed by another thread, nor another socket's.
 static int deliver(struct bpf_map* map, void* key, void* value) {
@@ -225,6 +230,13 @@ static __always_inline int schedule(struct sockalarm_registration* where, __u64 
   // An entry that was deleted meanwhile takes the work with it.
   return !failed && bpf_map_lookup_elem(&registry, &cookie) == where;
 }
+
+#else
+static __always_inline int schedule(struct sockalarm_registration* where, __u64 cookie, __u32 tgid,
+                                    __u32 tid) {
+  return 0;
+}
+#endif
 
 static __always_inline void report(struct sockalarm_registration* where, struct news* news,
                                    int may_be_direct) {
@@ -299,8 +311,7 @@ static __always_inline int may_be_news(int old_state, int new_state, int error) 
   return new_state == TCP_CLOSE_WAIT || new_state == TCP_CLOSING;
 }
 
-static __always_inline int state_changed(const struct sock* sk, int old_state, int new_state,
-                                         int may_be_direct) {
+static __always_inline int state_changed(const struct sock* sk, int old_state, int new_state) {
   int error = sk->sk_err;
   if (!may_be_news(old_state, new_state, error)) return 0;
   __u64 cookie = sk->__sk_common.skc_cookie.counter;
@@ -309,7 +320,7 @@ static __always_inline int state_changed(const struct sock* sk, int old_state, i
   if (!where) return 0;
   struct news news = {.cookie = cookie, .error = error, .old_state = old_state, .new_state = new_state};
   news.events = event_of_transition(sk, old_state, new_state, error);
-  if (news.events) report(where, &news, may_be_direct);
+  if (news.events) report(where, &news, 1);
   return 0;
 }
 
@@ -317,22 +328,11 @@ static __always_inline int state_changed(const struct sock* sk, int old_state, i
 // a connection. sk_err is already set. Must not read anything of the current task, nor sleep.
 SEC("?tp_btf/inet_sock_set_state")
 int BPF_PROG(on_set_state, const struct sock* sk, int old_state, int new_state) {
-  return state_changed(sk, old_state, new_state, 0);
+  return state_changed(sk, old_state, new_state);
 }
 SEC("?tp_btf/inet_sock_set_state")
 int BPF_PROG(on_set_state_twin, const struct sock* sk, int old_state, int new_state) {
-  return state_changed(sk, old_state, new_state, 0);
-}
-
-// The same, instead of the two above, where the kernel has task work (6.18): the signal is sent in its
-// thread.
-SEC("?tp_btf/inet_sock_set_state")
-int BPF_PROG(on_set_state_direct, const struct sock* sk, int old_state, int new_state) {
-  return state_changed(sk, old_state, new_state, 1);
-}
-SEC("?tp_btf/inet_sock_set_state")
-int BPF_PROG(on_set_state_direct_twin, const struct sock* sk, int old_state, int new_state) {
-  return state_changed(sk, old_state, new_state, 1);
+  return state_changed(sk, old_state, new_state);
 }
 
 static __always_inline int error_reported(const struct sock* sk) {
@@ -417,6 +417,7 @@ int BPF_PROG(on_read, const struct sock* sk) {
   return 0;
 }
 
+#if SOCKALARM_TASK_WORK
 // Run by a thread of the client, in that thread: which thread it is for the whole host, whatever pid
 // namespace it lives in. The answer goes into the caller's own memory.
 SEC("?syscall")
@@ -426,3 +427,4 @@ int introduce_thread(struct sockalarm_thread* thread) {
   thread->tid = (__u32)ids;
   return 0;
 }
+#endif

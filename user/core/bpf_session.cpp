@@ -27,6 +27,7 @@
 #include "base/unique_fd.h"
 #include "core/ring_reader.h"
 #include "sockalarm.skel.h"
+#include "sockalarm_task_work.skel.h"
 
 namespace sockalarm::detail {
 namespace {
@@ -212,10 +213,41 @@ class KernelBtf {
   int error_ = 0;
 };
 
-struct SkeletonDeleter {
-  void operator()(sockalarm_bpf* skeleton) const noexcept { sockalarm_bpf__destroy(skeleton); }
+struct ObjectDeleter {
+  void operator()(bpf_object* object) const noexcept { bpf_object__close(object); }
 };
-using Skeleton = std::unique_ptr<sockalarm_bpf, SkeletonDeleter>;
+
+// The BPF object, of which there are two with the same maps and programs (sockalarm.bpf.c), by name.
+class Object {
+ public:
+  static Object open(bool task_work) {
+    std::size_t size = 0;
+    const void* bytes =
+        task_work ? sockalarm_task_work_bpf__elf_bytes(&size) : sockalarm_bpf__elf_bytes(&size);
+    bpf_object_open_opts options{};
+    options.sz = sizeof options;
+    options.object_name = "sockalarm";
+    Object object;
+    object.object_.reset(bpf_object__open_mem(bytes, size, &options));
+    return object;
+  }
+
+  explicit operator bool() const noexcept { return object_ != nullptr; }
+  void reset() noexcept { object_.reset(); }
+  void autoload(const char* name, bool on) const noexcept { bpf_program__set_autoload(program(name), on); }
+  int load() const noexcept { return -bpf_object__load(object_.get()); }
+
+  bpf_program* program(const char* name) const noexcept {
+    return bpf_object__find_program_by_name(object_.get(), name);
+  }
+  bool loaded(const char* name) const noexcept {
+    return program(name) != nullptr && bpf_program__fd(program(name)) >= 0;
+  }
+  bpf_map* map(const char* name) const noexcept { return bpf_object__find_map_by_name(object_.get(), name); }
+
+ private:
+  std::unique_ptr<bpf_object, ObjectDeleter> object_;
+};
 
 struct LinkDeleter {
   void operator()(bpf_link* link) const noexcept { bpf_link__destroy(link); }
@@ -266,8 +298,6 @@ class LoadedSession final : public BpfSession {
   // CAP_NET_ADMIN, the tracepoints do not.
   Result<void> load(std::uint32_t slots, const KernelBtf& btf, bool direct, bool with_release) {
     const LibbpfMessages messages;
-    skeleton_.reset(sockalarm_bpf__open());
-    if (!skeleton_) return fail(explain(errno, "opening the BPF object", messages.last()));
     if (btf.error() != 0) {
       return fail(Error::from_errno(btf.error(), std::string("this kernel's type information (") + kBtfFile +
                                                      ", CONFIG_DEBUG_INFO_BTF) cannot be read"));
@@ -281,18 +311,18 @@ class LoadedSession final : public BpfSession {
                              std::string("this kernel has no ") + kScheduleTaskWork + "() (Linux >= 6.18)"));
       direct = false;
     }
-    bpf_program__set_autoload(skeleton_->progs.on_set_state, !direct);
-    bpf_program__set_autoload(skeleton_->progs.on_set_state_twin, !direct);
-    bpf_program__set_autoload(skeleton_->progs.on_set_state_direct, direct);
-    bpf_program__set_autoload(skeleton_->progs.on_set_state_direct_twin, direct);
-    bpf_program__set_autoload(skeleton_->progs.introduce_thread, direct);
-    bpf_program__set_autoload(skeleton_->progs.on_error_report, reports_errors);
-    bpf_program__set_autoload(skeleton_->progs.on_error_report_twin, reports_errors);
-    bpf_program__set_autoload(skeleton_->progs.on_destroy, btf.has_tracepoint("tcp_destroy_sock"));
-    bpf_program__set_autoload(skeleton_->progs.on_read, btf.has_tracepoint("tcp_rcv_space_adjust"));
-    bpf_program__set_autoload(skeleton_->progs.on_release, with_release);
-    bpf_map__set_max_entries(skeleton_->maps.registry, slots);
-    if (const int failed = -sockalarm_bpf__load(skeleton_.get()); failed != 0)
+    object_ = Object::open(direct);
+    if (!object_) return fail(explain(errno, "opening the BPF object", messages.last()));
+    object_.autoload("on_set_state", true);
+    object_.autoload("on_set_state_twin", true);
+    object_.autoload("on_error_report", reports_errors);
+    object_.autoload("on_error_report_twin", reports_errors);
+    object_.autoload("on_destroy", btf.has_tracepoint("tcp_destroy_sock"));
+    object_.autoload("on_read", btf.has_tracepoint("tcp_rcv_space_adjust"));
+    object_.autoload("on_release", with_release);
+    if (direct) object_.autoload("introduce_thread", true);
+    bpf_map__set_max_entries(object_.map("registry"), slots);
+    if (const int failed = object_.load(); failed != 0)
       return fail(explain(failed, "loading the BPF programs", messages.last()));
     if (!direct) return {};
     auto self = introduce_thread();
@@ -304,10 +334,10 @@ class LoadedSession final : public BpfSession {
   void refuse_task_work(Error why) { no_task_work_ = std::move(why); }
 
   Result<void> make_maps(std::uint32_t slots, std::size_t ring_bytes) {
-    auto table = make_inner_map(skeleton_->maps.watch_tables, "watch_table", BPF_MAP_TYPE_ARRAY,
+    auto table = make_inner_map(object_.map("watch_tables"), "watch_table", BPF_MAP_TYPE_ARRAY,
                                 sizeof(WatchState), slots, BPF_F_MMAPABLE | BPF_F_INNER_MAP);
     if (!table) return fail(table.error());
-    auto ring = make_inner_map(skeleton_->maps.event_rings, "event_ring", BPF_MAP_TYPE_RINGBUF, 0,
+    auto ring = make_inner_map(object_.map("event_rings"), "event_ring", BPF_MAP_TYPE_RINGBUF, 0,
                                static_cast<std::uint32_t>(ring_bytes), 0);
     if (!ring) return fail(ring.error());
     ring_ = std::move(*ring);
@@ -332,25 +362,20 @@ class LoadedSession final : public BpfSession {
 
   Result<void> attach_all() {
     Result<Link> release = fail(Error(Errc::unsupported, "the release hook could not be loaded"));
-    if (bpf_program__fd(skeleton_->progs.on_release) >= 0)
-      release = attach_release(skeleton_->progs.on_release);
+    if (object_.loaded("on_release")) release = attach_release(object_.program("on_release"));
     if (release) links_.push_back(std::move(*release));
     if (!release || !in_initial_cgroup_namespace()) {
-      if (auto destroy = attach(skeleton_->progs.on_destroy, "tcp_destroy_sock"))
+      if (auto destroy = attach(object_.program("on_destroy"), "tcp_destroy_sock"))
         links_.push_back(std::move(*destroy));
       else if (!release)
         return fail(release.error());
     }
-    const auto& programs = skeleton_->progs;
-    for (const auto& [program, hook] :
-         {std::pair{programs.on_error_report, "inet_sk_error_report"},
-          std::pair{programs.on_error_report_twin, "inet_sk_error_report"},
-          std::pair{programs.on_set_state, "inet_sock_set_state"},
-          std::pair{programs.on_set_state_twin, "inet_sock_set_state"},
-          std::pair{programs.on_set_state_direct, "inet_sock_set_state"},
-          std::pair{programs.on_set_state_direct_twin, "inet_sock_set_state"}}) {
-      if (bpf_program__fd(program) < 0) continue;  // not in this kernel, or its sister is loaded instead
-      auto link = attach(program, hook);
+    for (const auto& [program, hook] : {std::pair{"on_error_report", "inet_sk_error_report"},
+                                        std::pair{"on_error_report_twin", "inet_sk_error_report"},
+                                        std::pair{"on_set_state", "inet_sock_set_state"},
+                                        std::pair{"on_set_state_twin", "inet_sock_set_state"}}) {
+      if (!object_.loaded(program)) continue;  // not in this kernel
+      auto link = attach(object_.program(program), hook);
       if (!link) return fail(link.error());
       links_.push_back(std::move(*link));
     }
@@ -368,7 +393,7 @@ class LoadedSession final : public BpfSession {
     options.sz = sizeof options;
     options.ctx_in = &self;
     options.ctx_size_in = sizeof self;
-    if (bpf_prog_test_run_opts(bpf_program__fd(skeleton_->progs.introduce_thread), &options) != 0)
+    if (bpf_prog_test_run_opts(bpf_program__fd(object_.program("introduce_thread")), &options) != 0)
       return fail(explain(errno, "running the program that tells a thread its id", ""));
     return self;
   }
@@ -390,11 +415,11 @@ class LoadedSession final : public BpfSession {
   }
 
   bool watch_reads(bool on) override {
-    if (bpf_program__fd(skeleton_->progs.on_read) < 0) return false;
+    if (!object_.loaded("on_read")) return false;
     if (!on) {
       reads_.reset();
     } else if (!reads_) {
-      auto link = attach(skeleton_->progs.on_read, "tcp_rcv_space_adjust");
+      auto link = attach(object_.program("on_read"), "tcp_rcv_space_adjust");
       if (link) reads_ = std::move(*link);
     }
     return !on || reads_ != nullptr;
@@ -405,7 +430,7 @@ class LoadedSession final : public BpfSession {
   void after_fork() noexcept override {
     links_.clear();
     reads_.reset();
-    skeleton_.reset();
+    object_.reset();
     ring_.reset();
     table_memory_.detach(sizeof(WatchState) * (highest_slot_.load() + 1));
     // Until the copy was made the parent may have given slots to other sockets.
@@ -416,12 +441,12 @@ class LoadedSession final : public BpfSession {
   }
 
  private:
-  int registry() const noexcept { return bpf_map__fd(skeleton_->maps.registry); }
+  int registry() const noexcept { return bpf_map__fd(object_.map("registry")); }
 
   std::optional<Error> no_task_work_ =
       Error(Errc::unsupported, "task work was not asked for (Options::delivery)");
   std::uint32_t tgid_ = 0;  // in the initial pid namespace; 0 without task work: no thread may be signalled
-  Skeleton skeleton_;
+  Object object_;
   std::vector<Link> links_;
   Link reads_;
   UniqueFd ring_;
