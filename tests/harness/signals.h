@@ -71,16 +71,15 @@ class BlockedThread {
           ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
           fired_in_thread_ = alarm_->triggered();
           woken_.set_value();
-          while (::sem_wait(&released_) != 0) {
+          while (::sem_wait(&released_.one) != 0) {
           }
           alarm_.reset();
         }) {
     tid_ = armed_.get_future().get();
   }
   ~BlockedThread() {
-    ::sem_post(&released_);
+    ::sem_post(&released_.one);
     thread_.join();
-    ::sem_destroy(&released_);
   }
 
   bool woke() { return woken_.get_future().wait_for(kPatience) == std::future_status::ready; }
@@ -95,11 +94,13 @@ class BlockedThread {
   std::promise<void> woken_;
   // Not another promise: under TSan a signal reaches a thread that waits only in calls that TSan knows to
   // block.
-  sem_t released_ = [] {
-    sem_t none;
-    ::sem_init(&none, 0, 0);
-    return none;
-  }();
+  struct Semaphore {
+    Semaphore() { ::sem_init(&one, 0, 0); }
+    ~Semaphore() { ::sem_destroy(&one); }
+    Semaphore(const Semaphore&) = delete;
+    Semaphore& operator=(const Semaphore&) = delete;
+    sem_t one{};
+  } released_;
   bool fired_in_thread_ = false;
   pid_t tid_ = 0;
   std::thread thread_;
