@@ -74,6 +74,14 @@ bool eventually(Condition condition, std::chrono::nanoseconds patience = kPatien
   return true;
 }
 
+// A child that was forked while other threads ran cannot have threads of its own under the sanitizers: TSan
+// does not follow them, and of ASan's allocator such a thread may have held a lock (gcc 12).
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#define SOCKALARM_CHILD_THREADS 0
+#else
+#define SOCKALARM_CHILD_THREADS 1
+#endif
+
 // Kernel tests may be skipped on a developer's machine without privileges, never in CI.
 inline bool kernel_required() { return std::getenv("SOCKALARM_REQUIRE_KERNEL") != nullptr; }
 

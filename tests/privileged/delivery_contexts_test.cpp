@@ -465,7 +465,7 @@ class Bystander {
 
 // The table is the client's to write, so a thread id in it is only a claim; the process stands in the
 // registry, which is not.
-#ifndef __SANITIZE_THREAD__  // it cannot follow threads that a forked child starts
+#if SOCKALARM_CHILD_THREADS
 TEST(DeliveryContextForgeryTest, NoThreadOfAnotherProcessIsSignalled) {
   SOCKALARM_WATCHER(watcher, SourceKind::kernel);
   const SignalLog log;

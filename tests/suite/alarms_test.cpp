@@ -427,7 +427,7 @@ TEST_P(AlarmsTest, AForkedChildDoesNotSeeTheParentsLaterSockets) {
   EXPECT_EQ(status, 0);
 }
 
-#ifndef __SANITIZE_THREAD__  // it cannot follow threads that a forked child starts
+#if SOCKALARM_CHILD_THREADS
 TEST_P(AlarmsTest, ForkWhileAnotherThreadMakesAWatcher) {
   SOCKALARM_WATCHER(watcher, GetParam());  // the test is skipped where there is none
   EXPECT_EQ(watcher.stats().watches, 0U);
@@ -462,9 +462,9 @@ TEST_P(AlarmsTest, InTheForkedChildEverythingIsInert) {
     const bool inert = !watched && watched.error().code() == Errc::inert_after_fork && !armed &&
                        armed.error().code() == Errc::inert_after_fork &&
                        alarm->cancel() == Cancelled::inactive && !alarm->start() && !scene.watch.peer_gone();
-    // The child can make its own. TSan cannot follow threads that a forked child starts.
+    // The child can make its own.
     bool own_works = true;
-#ifndef __SANITIZE_THREAD__
+#if SOCKALARM_CHILD_THREADS
     own_works = false;
     if (auto own = make_watcher(GetParam())) {
       Connection connection = tcp_pair();
