@@ -14,6 +14,7 @@ typedef struct {
 
 struct sock_common {
   unsigned char skc_state;
+  unsigned long skc_flags;
   atomic64_t skc_cookie; /* 0 until somebody asked for it; we ask when we register */
 };
 
@@ -61,7 +62,9 @@ enum {
   TCP_CLOSING,
 };
 
-enum { RCV_SHUTDOWN = 1 };
+enum { RCV_SHUTDOWN = 1, SHUTDOWN_MASK = 3 };
+
+enum { SOCK_DEAD = 0 }; /* a bit of skc_flags; the first of enum sock_flags (include/net/sock.h) since 2.6 */
 
 enum { PF_EXITING = 4 }; /* include/linux/sched.h */
 

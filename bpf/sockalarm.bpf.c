@@ -298,68 +298,6 @@ static __always_inline __u32 event_of_transition(const struct sock* sk, int old_
   return 0;  // our own side connecting, closing or disconnecting: no news of the peer
 }
 
-// Twins. A program on a tracepoint is not entered again while it runs on the same CPU (bpf_trace_run(),
-// since 6.1): a softirq that interrupts it in a task, and reports another socket, would find it busy and its
-// event would be lost. So these programs exist twice and both are attached: they run one after the other, a
-// softirq can interrupt only one of them, and the other takes its event. More than two levels there are not:
-// softirqs do not interrupt each other, and tasks do not preempt each other inside a tracepoint. Whoever
-// comes second finds the event in `seen` already.
-
-// A connection passes through ten states on loopback, seldom with news: what needs no memory is asked first.
-static __always_inline int may_be_news(int old_state, int new_state, int error) {
-  if (new_state == TCP_CLOSE) return error || old_state == TCP_FIN_WAIT2;
-  return new_state == TCP_CLOSE_WAIT || new_state == TCP_CLOSING;
-}
-
-static __always_inline int state_changed(const struct sock* sk, int old_state, int new_state) {
-  int error = sk->sk_err;
-  if (!may_be_news(old_state, new_state, error)) return 0;
-  __u64 cookie = sk->__sk_common.skc_cookie.counter;
-  if (!cookie) return 0;
-  struct sockalarm_registration* where = bpf_map_lookup_elem(&registry, &cookie);
-  if (!where) return 0;
-  struct news news = {.cookie = cookie, .error = error, .old_state = old_state, .new_state = new_state};
-  news.events = event_of_transition(sk, old_state, new_state, error);
-  if (news.events) report(where, &news, 1);
-  return 0;
-}
-
-// Hook: tracepoint inet_sock_set_state (4.16), in every change of a TCP socket's state; decides every end of
-// a connection. sk_err is already set. Must not read anything of the current task, nor sleep.
-SEC("?tp_btf/inet_sock_set_state")
-int BPF_PROG(on_set_state, const struct sock* sk, int old_state, int new_state) {
-  return state_changed(sk, old_state, new_state);
-}
-SEC("?tp_btf/inet_sock_set_state")
-int BPF_PROG(on_set_state_twin, const struct sock* sk, int old_state, int new_state) {
-  return state_changed(sk, old_state, new_state);
-}
-
-static __always_inline int error_reported(const struct sock* sk) {
-  __u64 cookie = sk->__sk_common.skc_cookie.counter;
-  if (!cookie) return 0;
-  struct sockalarm_registration* where = bpf_map_lookup_elem(&registry, &cookie);
-  if (!where) return 0;
-  int state = sk->__sk_common.skc_state;
-  int error = sk->sk_err;
-  if (!error || state == TCP_CLOSE || state == TCP_SYN_SENT) return 0;
-  struct news news = {.cookie = cookie,
-                      .events = event_of_error(error),
-                      .error = error,
-                      .old_state = state,
-                      .new_state = state};
-  report(where, &news, 0);
-  return 0;
-}
-
-// Hook: tracepoint inet_sk_error_report (5.14), when an error is handed to the socket's owner. Wanted only
-// for the errors that leave the state alone (an ICMP error with IP_RECVERR); where a CLOSE follows (some
-// kernels report before it) it is the same news. A failing connect() is left to on_set_state.
-SEC("?tp_btf/inet_sk_error_report")
-int BPF_PROG(on_error_report, const struct sock* sk) { return error_reported(sk); }
-SEC("?tp_btf/inet_sk_error_report")
-int BPF_PROG(on_error_report_twin, const struct sock* sk) { return error_reported(sk); }
-
 static __always_inline void forget(__u64 cookie) {
   struct sockalarm_registration* where = bpf_map_lookup_elem(&registry, &cookie);
   if (!where) return;
@@ -376,6 +314,66 @@ static __always_inline void forget(__u64 cookie) {
   if (news.events) push(&place, &news, bpf_ktime_get_ns(), SOCKALARM_DIRECT_NONE);
 }
 
+// No descriptor refers to it any more: its owner has closed it, and nothing that follows is news for anybody.
+static __always_inline int is_orphan(const struct sock* sk) {
+  return (sk->__sk_common.skc_flags >> SOCK_DEAD) & 1;
+}
+
+// A connection passes through ten states on loopback, seldom with news: what needs no memory is asked first.
+static __always_inline int may_be_news(int old_state, int new_state, int error) {
+  if (new_state == TCP_CLOSE) return error || old_state == TCP_FIN_WAIT2;
+  return new_state == TCP_CLOSE_WAIT || new_state == TCP_CLOSING;
+}
+
+// Hook: tracepoint inet_sock_set_state (4.16), in every change of a TCP socket's state; decides every end of
+// a connection. sk_err is already set. Must not read anything of the current task, nor sleep.
+//
+// The kernel does not enter it again while it runs on the same CPU (bpf_trace_run(), since 6.1): if a softirq
+// interrupts it in a task and reports another socket, that is counted in recursion_misses and nothing else
+// happens. The library looks at that count (Core::schedule_missed_check), and errors are reported twice.
+SEC("?tp_btf/inet_sock_set_state")
+int BPF_PROG(on_set_state, const struct sock* sk, int old_state, int new_state) {
+  int error = sk->sk_err;
+  if (!may_be_news(old_state, new_state, error)) return 0;
+  __u64 cookie = sk->__sk_common.skc_cookie.counter;
+  if (!cookie) return 0;
+  struct sockalarm_registration* where = bpf_map_lookup_elem(&registry, &cookie);
+  if (!where) return 0;
+  if (is_orphan(sk)) {
+    forget(cookie);
+    return 0;
+  }
+  struct news news = {.cookie = cookie, .error = error, .old_state = old_state, .new_state = new_state};
+  news.events = event_of_transition(sk, old_state, new_state, error);
+  if (news.events) report(where, &news, 1);
+  return 0;
+}
+
+// Hook: tracepoint inet_sk_error_report (5.14), when an error is handed to the socket's owner: for the errors
+// that leave the state alone (an ICMP error with IP_RECVERR), and a second chance for those that end the
+// connection. A failing connect() is left to on_set_state.
+SEC("?tp_btf/inet_sk_error_report")
+int BPF_PROG(on_error_report, const struct sock* sk) {
+  __u64 cookie = sk->__sk_common.skc_cookie.counter;
+  if (!cookie) return 0;
+  struct sockalarm_registration* where = bpf_map_lookup_elem(&registry, &cookie);
+  if (!where) return 0;
+  int state = sk->__sk_common.skc_state;
+  int error = sk->sk_err;
+  if (!error || state == TCP_SYN_SENT) return 0;
+  // Our own disconnect (connect() to AF_UNSPEC) sets an error too, after it has reopened both directions.
+  if (state == TCP_CLOSE && sk->sk_shutdown != SHUTDOWN_MASK) return 0;
+  struct news news = {.cookie = cookie,
+                      .events = event_of_error(error),
+                      .error = error,
+                      .old_state = state,
+                      .new_state = state};
+  report(where, &news, 0);
+  return 0;
+}
+
+// What raises `closed` is attached only while somebody waits for that: every close on the host passes there.
+//
 // Hook: cgroup/sock_release on the root cgroup (5.9): the last descriptor of an IPv4 or IPv6 socket went, in
 // the closing task, before any change of state. Returns 1: allow (the value is ignored for a release).
 SEC("?cgroup/sock_release")

@@ -289,6 +289,34 @@ TEST_P(TcpEventsTest, Row15ClosedHere) {
   EXPECT_FALSE(closing.watch->peer_gone());
 }
 
+// Whoever closed the socket hears no more of it, also if nobody had asked for `closed`.
+TEST_P(TcpEventsTest, Row15ClosedHereThenThePeerLeaves) {
+  SOCKALARM_WATCHER(watcher, GetParam());
+  const NetworkNamespace net;
+  Connection closed = net.connect(), reset = net.connect(), marker = net.connect();
+  Journal journal;
+  std::vector<Watch> watches;
+  std::vector<Alarm> alarms;
+  for (const auto& [connection, name] :
+       {std::pair{&closed, "closed"}, std::pair{&reset, "reset"}, std::pair{&marker, "marker"}}) {
+    watches.push_back(watcher.watch(connection->ours.get()).value());
+    alarms.push_back(watches.back().arm(journal.entry(name)).value());
+  }
+  closed.ours.reset();
+  await_readable(closed.peer.get());
+  closed.peer.reset();  // a FIN to an orphan
+  reset.ours.reset();
+  await_readable(reset.peer.get());
+  const linger hard{1, 0};
+  ::setsockopt(reset.peer.get(), SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
+  reset.peer.reset();
+  marker.peer.reset();
+  ASSERT_TRUE(journal.wait_for(1));
+  EXPECT_EQ(journal.lines(), std::vector<std::string>{"marker"});
+  EXPECT_FALSE(watches[0].peer_gone());
+  EXPECT_FALSE(watches[1].peer_gone());
+}
+
 TEST_P(TcpEventsTest, Row16ClosedHereWhileADupRemains) {
   SOCKALARM_WATCHER(watcher, GetParam());
   if (GetParam() == SourceKind::poll) return;  // asks by number; docs/sources.md

@@ -5,6 +5,7 @@
 #include <bpf/libbpf.h>
 #include <cap-ng.h>
 #include <fcntl.h>
+#include <linux/btf.h>
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -84,7 +85,7 @@ class LibbpfMessages {
 thread_local LibbpfMessages* LibbpfMessages::current_ = nullptr;
 libbpf_print_fn_t LibbpfMessages::previous_ = nullptr;
 
-// Memory shared with the kernel.
+// Memory of a file or of the kernel.
 class Mapping {
  public:
   Mapping() = default;
@@ -100,9 +101,9 @@ class Mapping {
     if (address_ != nullptr) ::munmap(address_, length_);
   }
 
-  static Result<Mapping> of(int fd, std::size_t length, int protection, std::size_t offset,
-                            const char* what) {
-    void* address = ::mmap(nullptr, length, protection, MAP_SHARED, fd, static_cast<off_t>(offset));
+  static Result<Mapping> of(int fd, std::size_t length, int protection, std::size_t offset, const char* what,
+                            int flags = MAP_SHARED) {
+    void* address = ::mmap(nullptr, length, protection, flags, fd, static_cast<off_t>(offset));
     if (address == MAP_FAILED) return fail(Error::from_errno(errno, std::string("mmap() of the ") + what));
     return Mapping(address, length);
   }
@@ -177,6 +178,9 @@ bool in_initial_cgroup_namespace() {
   return ::stat("/proc/self/ns/cgroup", &status) == 0 && status.st_ino == kInitial;
 }
 
+// Whether the release hook will hear of every socket that is closed on this host.
+bool release_suffices() { return cgroup2_root() && in_initial_cgroup_namespace(); }
+
 // Which names this kernel's type information has. Only its strings are looked through: parsing all of it
 // takes longer than loading the programs. A name that is there as a whole string is there as what we take it
 // for.
@@ -189,13 +193,20 @@ class KernelBtf {
       error_ = errno;
       return;
     }
-    content_.resize(static_cast<std::size_t>(status.st_size));
-    std::size_t done = 0;
-    for (ssize_t n = 1; n > 0 && done < content_.size();
-         done += static_cast<std::size_t>(std::max<ssize_t>(n, 0)))
-      n = ::read(file.get(), content_.data() + done, content_.size() - done);
-    content_.resize(done);
-    if (done == 0) error_ = ENOENT;
+    const auto size = static_cast<std::size_t>(status.st_size);
+    // Since 6.16. Read it where it cannot be mapped: sysfs gives a page per call.
+    if (auto mapped = Mapping::of(file.get(), size, PROT_READ, 0, "type information", MAP_PRIVATE)) {
+      mapping_ = std::move(*mapped);
+      names_ = strings_of({static_cast<const char*>(mapping_.get()), size});
+    } else {
+      content_.resize(size);
+      std::size_t done = 0;
+      for (ssize_t n = 1; n > 0 && done < size; done += static_cast<std::size_t>(std::max<ssize_t>(n, 0)))
+        n = ::read(file.get(), content_.data() + done, size - done);
+      content_.resize(done);
+      names_ = strings_of(content_);
+    }
+    if (names_.empty()) error_ = ENOENT;
   }
 
   int error() const noexcept { return error_; }
@@ -203,13 +214,23 @@ class KernelBtf {
   bool has_tracepoint(std::string_view name) const { return has("btf_trace_" + std::string(name)); }
 
  private:
+  static std::string_view strings_of(std::string_view btf) {
+    btf_header header{};
+    if (btf.size() < sizeof header) return {};
+    std::memcpy(&header, btf.data(), sizeof header);
+    const std::uint64_t begin = std::uint64_t{header.hdr_len} + header.str_off;
+    return header.magic == BTF_MAGIC && begin < btf.size() ? btf.substr(begin, header.str_len)
+                                                           : std::string_view{};
+  }
   bool has(std::string_view name) const {
     std::string whole(1, '\0');
     whole.append(name).push_back('\0');
-    return ::memmem(content_.data(), content_.size(), whole.data(), whole.size()) != nullptr;
+    return ::memmem(names_.data(), names_.size(), whole.data(), whole.size()) != nullptr;
   }
 
-  std::string content_;
+  Mapping mapping_;
+  std::string content_;     // where it cannot be mapped
+  std::string_view names_;  // of one of the two
   int error_ = 0;
 };
 
@@ -314,10 +335,9 @@ class LoadedSession final : public BpfSession {
     object_ = Object::open(direct);
     if (!object_) return fail(explain(errno, "opening the BPF object", messages.last()));
     object_.autoload("on_set_state", true);
-    object_.autoload("on_set_state_twin", true);
     object_.autoload("on_error_report", reports_errors);
-    object_.autoload("on_error_report_twin", reports_errors);
-    object_.autoload("on_destroy", btf.has_tracepoint("tcp_destroy_sock"));
+    object_.autoload("on_destroy",
+                     btf.has_tracepoint("tcp_destroy_sock") && !(with_release && release_suffices()));
     object_.autoload("on_read", btf.has_tracepoint("tcp_rcv_space_adjust"));
     object_.autoload("on_release", with_release);
     if (direct) object_.autoload("introduce_thread", true);
@@ -361,19 +381,8 @@ class LoadedSession final : public BpfSession {
   }
 
   Result<void> attach_all() {
-    Result<Link> release = fail(Error(Errc::unsupported, "the release hook could not be loaded"));
-    if (object_.loaded("on_release")) release = attach_release(object_.program("on_release"));
-    if (release) links_.push_back(std::move(*release));
-    if (!release || !in_initial_cgroup_namespace()) {
-      if (auto destroy = attach(object_.program("on_destroy"), "tcp_destroy_sock"))
-        links_.push_back(std::move(*destroy));
-      else if (!release)
-        return fail(release.error());
-    }
     for (const auto& [program, hook] : {std::pair{"on_error_report", "inet_sk_error_report"},
-                                        std::pair{"on_error_report_twin", "inet_sk_error_report"},
-                                        std::pair{"on_set_state", "inet_sock_set_state"},
-                                        std::pair{"on_set_state_twin", "inet_sock_set_state"}}) {
+                                        std::pair{"on_set_state", "inet_sock_set_state"}}) {
       if (!object_.loaded(program)) continue;  // not in this kernel
       auto link = attach(object_.program(program), hook);
       if (!link) return fail(link.error());
@@ -425,11 +434,28 @@ class LoadedSession final : public BpfSession {
     return !on || reads_ != nullptr;
   }
 
+  bool watch_closing() override {
+    if (release_ || destroy_) return true;
+    if (object_.loaded("on_release"))
+      if (auto release = attach_release(object_.program("on_release"))) release_ = std::move(*release);
+    if (object_.loaded("on_destroy"))
+      if (auto destroy = attach(object_.program("on_destroy"), "tcp_destroy_sock"))
+        destroy_ = std::move(*destroy);
+    return release_ || destroy_;
+  }
+
+  std::uint64_t missed_runs() const noexcept override {
+    bpf_prog_info info{};
+    std::uint32_t size = sizeof info;
+    const int fd = bpf_program__fd(object_.program("on_set_state"));
+    return bpf_obj_get_info_by_fd(fd, &info, &size) == 0 ? info.recursion_misses : 0;  // 0 before 5.12
+  }
+
   // The child's objects still read the table, but its slots will be other sockets' of the parent's, so it
   // gets a copy. The links go, else the child would keep the programs attached after the parent's end.
   void after_fork() noexcept override {
     links_.clear();
-    reads_.reset();
+    for (Link* link : {&reads_, &release_, &destroy_}) link->reset();
     object_.reset();
     ring_.reset();
     table_memory_.detach(sizeof(WatchState) * (highest_slot_.load() + 1));
@@ -448,7 +474,7 @@ class LoadedSession final : public BpfSession {
   std::uint32_t tgid_ = 0;  // in the initial pid namespace; 0 without task work: no thread may be signalled
   Object object_;
   std::vector<Link> links_;
-  Link reads_;
+  Link reads_, release_, destroy_;  // while they are needed
   UniqueFd ring_;
   Mapping table_memory_, consumer_, producer_;
   std::span<WatchState> table_;

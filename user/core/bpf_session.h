@@ -44,6 +44,10 @@ class BpfSession {
   virtual void dismiss(std::uint64_t cookie) noexcept = 0;
   // Attach or detach the program on the receive path. False: not to be had here.
   virtual bool watch_reads(bool on) = 0;
+  // Attach, once and for all, the program that raises `closed`. False: not to be had here.
+  virtual bool watch_closing() = 0;
+  // Runs that the kernel left out so far: each may have been news. One system call.
+  virtual std::uint64_t missed_runs() const noexcept = 0;
   virtual void after_fork() noexcept = 0;
 
   BpfSession(const BpfSession&) = delete;

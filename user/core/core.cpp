@@ -21,6 +21,8 @@ constexpr int kFirstEofCheck = 1, kLongestEofCheck = 50;  // ms
 // How long the arming thread may take to get to its signal before the dispatcher begins the chain instead: a
 // thread in an uninterruptible sleep must not hold up the actions after the signal.
 constexpr std::chrono::milliseconds kDirectGrace{10};
+// How often the kernel side is asked whether it has left something out, while sockets are watched.
+constexpr std::chrono::seconds kMissedCheck{1};
 
 // A descriptor through which the socket can still be asked; -1: none is left.
 int live_descriptor(const Socket& socket) noexcept {
@@ -121,9 +123,13 @@ Result<std::shared_ptr<Core>> Core::create(Options options) {
   if (auto ok = check(options); !ok) return fail(ok.error());
   auto chosen = choose_source(options);
   if (!chosen) return fail(chosen.error());
-  auto sigio = choose_delivery(options, *chosen);
+  return create(std::move(options), std::move(*chosen));
+}
+
+Result<std::shared_ptr<Core>> Core::create(Options options, ChosenSource chosen) {
+  auto sigio = choose_delivery(options, chosen);
   if (!sigio) return fail(sigio.error());
-  auto core = std::shared_ptr<Core>(new Core(std::move(options), std::move(*chosen), std::move(*sigio)));
+  auto core = std::shared_ptr<Core>(new Core(std::move(options), std::move(chosen), std::move(*sigio)));
   for (const std::string& why : core->why_not_) core->dispatcher_.log(LogLevel::info, why);
   if (const std::string times = core->source_->times(); !times.empty())
     core->dispatcher_.log(LogLevel::debug, times);
@@ -215,6 +221,7 @@ Result<std::shared_ptr<Socket>> Core::watch(int fd) {
   // Registered first, looked at second: what had happened is seen now, what happens from here on is reported.
   if (const Events before = look(fd, *kind, source_->poll_style()))
     mark_seen(*socket->state, before, errno_of(before), to_ns(Clock::now()));
+  schedule_missed_check();
   return socket;
 }
 
@@ -601,7 +608,7 @@ void Core::refresh(Socket& socket) {
   else
     stop_awaiting_eof(socket);
   if (all & events::closed) {
-    closed_awaited_.insert(&socket);
+    if (closed_awaited_.insert(&socket).second) source_->watch_closing();
     schedule_closed_check();
   } else {
     closed_awaited_.erase(&socket);
@@ -661,6 +668,26 @@ void Core::check_closed() {
     refresh(*socket);
   }
   if (!closed_awaited_.empty()) schedule_closed_check();
+}
+
+void Core::schedule_missed_check() {
+  if (source_->kind() != SourceKind::kernel || std::exchange(missed_check_scheduled_, true)) return;
+  dispatcher_.add_timer(Dispatcher::in(kMissedCheck), [this] {
+    const std::lock_guard lock(mutex_);
+    missed_check_scheduled_ = false;
+    if (source_->missed_some()) ask_all();
+    if (!sockets_.empty()) schedule_missed_check();
+  });
+}
+
+// Each socket itself, whatever the source has said of it.
+void Core::ask_all() {
+  for (const auto& [cookie, socket] : sockets_) {
+    const int fd = live_descriptor(*socket);
+    const Events now = fd >= 0 ? look(fd, socket->kind, source_->poll_style()) : events::none;
+    if (now - seen(*socket->state)) mark_seen(*socket->state, now, errno_of(now), to_ns(Clock::now()));
+    if (now) fire_ready(*socket, events::none);
+  }
 }
 
 Description Core::describe() const {

@@ -28,6 +28,7 @@ struct WatchHandle;
 class Core final : public std::enable_shared_from_this<Core> {
  public:
   static Result<std::shared_ptr<Core>> create(Options options);
+  static Result<std::shared_ptr<Core>> create(Options options, ChosenSource chosen);
   void stop() noexcept;
 
   // Inherited by fork(): nothing may be changed.
@@ -80,6 +81,8 @@ class Core final : public std::enable_shared_from_this<Core> {
   void schedule_eof_check(Socket& socket);
   void schedule_closed_check();
   void check_closed();
+  void schedule_missed_check();
+  void ask_all();
   void add_deadline(AlarmRecord& record, std::uint32_t generation);
 
   bool rearm_fired(AlarmRecord& record);
@@ -106,6 +109,7 @@ class Core final : public std::enable_shared_from_this<Core> {
   std::unordered_map<std::uint64_t, Socket*> sockets_;  // by cookie
   std::set<Socket*> closed_awaited_;                    // sockets with an alarm armed on `closed`
   bool closed_check_scheduled_ = false;
+  bool missed_check_scheduled_ = false;
   std::size_t socket_count_ = 0;  // with those that are just being destroyed
   std::shared_ptr<Core> self_;    // while there are any
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <utility>
 
 #include "core/bpf_session.h"
 #include "core/epoll_source.h"
@@ -79,6 +80,12 @@ class KernelSource final : public Source {
     return true;
   }
 
+  void watch_closing() override { session_->watch_closing(); }
+  bool missed_some() noexcept override {
+    const std::uint64_t now = session_->missed_runs();
+    return std::exchange(missed_, now) != now;
+  }
+
   bool wait(std::optional<std::chrono::steady_clock::time_point> until, std::vector<News>& news) override {
     // A record that came while the dispatcher looked by itself has woken nobody; one that is not whole yet,
     // of which the kernel side may have decided so, is waited for without sleeping (sockalarm_abi.h).
@@ -149,6 +156,7 @@ class KernelSource final : public Source {
   std::unique_ptr<EpollSource> epoll_;
   std::deque<std::uint32_t> free_slots_;
   int reads_users_ = 0;
+  std::uint64_t missed_ = 0;
   std::vector<sockalarm_record> records_;
   Counters stats_;
 };
@@ -168,10 +176,14 @@ Result<std::unique_ptr<Source>> make_kernel_source(const Options& options) {
   const bool direct = options.delivery == Delivery::automatic || options.delivery == Delivery::task_work;
   auto session = BpfSession::open(table_length(options.max_watches), options.ring_bytes, direct);
   if (!session) return fail(session.error());
+  return make_kernel_source(std::move(*session));
+}
+
+Result<std::unique_ptr<Source>> make_kernel_source(std::unique_ptr<BpfSession> session) {
   auto epoll = EpollSource::open();
   if (!epoll) return fail(epoll.error());
-  if (auto ok = (*epoll)->add_ring((*session)->ring_fd()); !ok) return fail(ok.error());
-  return std::make_unique<KernelSource>(std::move(*session), std::move(*epoll));
+  if (auto ok = (*epoll)->add_ring(session->ring_fd()); !ok) return fail(ok.error());
+  return std::make_unique<KernelSource>(std::move(session), std::move(*epoll));
 }
 
 }  // namespace sockalarm::detail

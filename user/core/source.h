@@ -64,6 +64,11 @@ class Source {
   // timer.
   virtual bool watch_reads(Socket&, bool /*on*/) { return false; }
 
+  // From now on report `closed` at once, if it can; else the caller's timer finds out.
+  virtual void watch_closing() {}
+  // Has the kernel side left out something since the last call, so that every socket must be asked?
+  virtual bool missed_some() noexcept { return false; }
+
   // Whether the kernel side delivers signals by task work; else why not.
   virtual Result<void> delivers() const {
     return fail(Error(Errc::unsupported, "only the kernel source has task work"));

@@ -9,9 +9,12 @@
 
 namespace sockalarm::detail {
 
+class BpfSession;
+
 Result<std::unique_ptr<Source>> make_poll_source(PollStyle style);
 Result<std::unique_ptr<Source>> make_epoll_source();
 Result<std::unique_ptr<Source>> make_kernel_source(const Options& options);
+Result<std::unique_ptr<Source>> make_kernel_source(std::unique_ptr<BpfSession> session);
 
 struct ChosenSource {
   std::unique_ptr<Source> source;

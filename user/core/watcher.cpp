@@ -52,13 +52,12 @@ AlarmRecord* WatchHandle::take_record() {
     known->give_back();
   }
   auto record = socket->core->make_record(socket, fd);
-  AlarmRecord* none = nullptr;
   // The first of several threads that come here at once gives its record to the Watch.
   static std::mutex giving;
   const std::lock_guard lock(giving);
   if (!spare_owner) {
     spare_owner = record;
-    spare.compare_exchange_strong(none, record.get(), std::memory_order_release);
+    spare.store(record.get(), std::memory_order_release);
   } else {
     record->leave_alone();
   }
