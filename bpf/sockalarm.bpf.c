@@ -320,8 +320,8 @@ static __always_inline int is_orphan(const struct sock* sk) {
 }
 
 // A connection passes through ten states on loopback, seldom with news: what needs no memory is asked first.
-static __always_inline int may_be_news(int old_state, int new_state, int error) {
-  if (new_state == TCP_CLOSE) return error || old_state == TCP_FIN_WAIT2;
+static __always_inline int may_be_news(const struct sock* sk, int old_state, int new_state) {
+  if (new_state == TCP_CLOSE) return old_state == TCP_FIN_WAIT2 || sk->sk_err;
   return new_state == TCP_CLOSE_WAIT || new_state == TCP_CLOSING;
 }
 
@@ -333,8 +333,8 @@ static __always_inline int may_be_news(int old_state, int new_state, int error) 
 // happens. The library looks at that count (Core::schedule_missed_check), and errors are reported twice.
 SEC("?tp_btf/inet_sock_set_state")
 int BPF_PROG(on_set_state, const struct sock* sk, int old_state, int new_state) {
+  if (!may_be_news(sk, old_state, new_state)) return 0;
   int error = sk->sk_err;
-  if (!may_be_news(old_state, new_state, error)) return 0;
   __u64 cookie = sk->__sk_common.skc_cookie.counter;
   if (!cookie) return 0;
   struct sockalarm_registration* where = bpf_map_lookup_elem(&registry, &cookie);
