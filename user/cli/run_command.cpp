@@ -332,7 +332,8 @@ void add_run(CLI::App& app, Task& chosen, const std::vector<std::string>& comman
   sub->add_option("--on", options->on,
                   "events that count as leaving, separated by commas; shut is the first four (default: shut)")
       ->type_name("fin|reset|timeout|error|shut|eof|readable|urgent|deadline");
-  sub->add_option("--timeout", options->timeout, "end the command after this time in any case: 60s, 1.5, 5m")
+  sub->add_option("--timeout", options->timeout,
+                  "end the command after this time in any case: 60s, 1.5, 5m, 2h")
       ->type_name("TIME");
   sub->add_option("--signal", options->signal, "what the command is sent (default: TERM)")
       ->type_name("SIGNAL");

@@ -68,8 +68,8 @@ Result<std::chrono::nanoseconds> parse_time(const std::string& option, const std
   // The library's own reading of durations, with the action's name cut from its messages.
   const auto action = parse_action("sleep:" + text);
   if (!action)
-    return fail(
-        usage(option + " " + sockalarm::quoted(text) + " is not a time; expected 5s, 250ms, 1m or 1.5"));
+    return fail(usage(option + " " + sockalarm::quoted(text) +
+                      " is not a time; expected 5s, 250ms, 1m, 3h, 1d or 1.5"));
   const std::string canonical = to_string(*action).substr(6);
   const auto unit = canonical.find_first_not_of("0123456789");
   const auto count = std::stoll(canonical.substr(0, unit));

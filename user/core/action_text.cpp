@@ -26,8 +26,10 @@ struct Unit {
   std::string_view name;
   std::uint64_t nanoseconds;
 };
-constexpr Unit kUnits[] = {{"", kSecond}, {"s", kSecond}, {"ms", 1'000'000},
-                           {"us", 1'000}, {"ns", 1},      {"m", 60 * kSecond}};
+// "" and the last four are timeout(1)'s.
+constexpr Unit kUnits[] = {
+    {"ns", 1},      {"us", 1'000},       {"ms", 1'000'000},     {"", kSecond},
+    {"s", kSecond}, {"m", 60 * kSecond}, {"h", 3600 * kSecond}, {"d", 86'400 * kSecond}};
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
@@ -142,7 +144,7 @@ constexpr Verb kVerbs[] = {
     {"shut_rw", kTarget, build_for_targets<shutdown_both, shutdown_both>},
     {"run", "a program and its arguments, quoted as for a shell: run:mysql -e 'kill 42'", build_program<run>},
     {"exec", "a program and its arguments, quoted as for a shell: exec:/usr/bin/env", build_program<exec>},
-    {"sleep", "sleep:2s, 250ms, 10us, 5ns, 1m or 1.5 (seconds), up to 100 years", build_sleep},
+    {"sleep", "sleep:2s, 250ms, 10us, 5ns, 1m, 3h, 1d or 1.5 (seconds), up to 100 years", build_sleep},
     {"notify", "the number of an open eventfd: notify:9", build_notify},
     {"call", "an action made in the program", build_code},
     {"stop", "an action made in the program", build_code},

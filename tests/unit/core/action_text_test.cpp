@@ -87,32 +87,45 @@ TEST(ShellWords, AnyWordsComeBack) {
 
 TEST(Duration, ReadsUnitsExactly) {
   const std::pair<const char*, std::chrono::nanoseconds> known[] = {
-      {"2s", 2s},
-      {"250ms", 250ms},
-      {"10us", 10us},
-      {"5ns", 5ns},
-      {"1m", 1min},
-      {"1.5", 1500ms},
-      {"0", 0ns},
-      {".5s", 500ms},
-      {"5.", 5s},
-      {"0.5m", 30s},
-      {"1.0000000019", 1'000'000'001ns},
-      {"0.9ns", 0ns},
-      {"1.5us", 1500ns},
-      {"0.333333333333333333333333", 333'333'333ns}};
+      {"2s", 2s},      {"250ms", 250ms},  {"10us", 10us},
+      {"5ns", 5ns},    {"1m", 1min},      {"3h", 3h},
+      {"2d", 48h},     {"1.5h", 90min},   {".5d", 12h},
+      {"1.5", 1500ms}, {"0", 0ns},        {".5s", 500ms},
+      {"5.", 5s},      {"0.5m", 30s},     {"1.0000000019", 1'000'000'001ns},
+      {"0.9ns", 0ns},  {"1.5us", 1500ns}, {"0.333333333333333333333333", 333'333'333ns}};
   for (const auto& [text, expected] : known) EXPECT_EQ(parse_duration(text).value(), expected) << text;
 }
 
 TEST(Duration, RefusesWhatIsNone) {
-  for (const char* text :
-       {"", ".", "s", "-1", "+1", "1e3", "inf", "nan", "infinity", "0x10", "1h", "1 s", "1s ", "1.2.3", "1,5",
-        "3153600001", "99999999999999999999999", "18446744073709551617ns", "52560001m"}) {
+  for (const char* text : {"",
+                           ".",
+                           "s",
+                           "-1",
+                           "+1",
+                           "1e3",
+                           "inf",
+                           "nan",
+                           "infinity",
+                           "0x10",
+                           "1H",
+                           "1w",
+                           "1min",
+                           "1 s",
+                           "1s ",
+                           "1.2.3",
+                           "1,5",
+                           "3153600001",
+                           "99999999999999999999999",
+                           "18446744073709551617ns",
+                           "52560001m",
+                           "876001h",
+                           "36501d"}) {
     const auto duration = parse_duration(text);
     ASSERT_FALSE(duration) << text;
     EXPECT_EQ(duration.error().code(), Errc::invalid_text);
   }
-  EXPECT_EQ(parse_duration("3153600000").value(), detail::kLongestSleep);
+  for (const char* text : {"3153600000", "52560000m", "876000h", "36500d"})
+    EXPECT_EQ(parse_duration(text).value(), detail::kLongestSleep) << text;
 }
 
 TEST(Duration, ComesBack) {
