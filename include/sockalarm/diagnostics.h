@@ -26,7 +26,7 @@ std::vector<Feature> probe_features();
 struct DescriptorInfo {
   int fd = -1;
   std::string kind;    // "file", "pipe", "tcp", "udp", "unix-stream", "eventfd", ...
-  std::string target;  // path or /proc/PID/fd link
+  std::string target;  // path or /proc/PID/fd link, as it is: file names may hold any byte
   std::optional<SocketAddress> local, peer;
   std::string state;  // TCP state name
   std::uint64_t cookie = 0;
@@ -39,6 +39,7 @@ bool is_socket(int fd) noexcept;
 // All of this process, or of another one: sockets by pidfd_getfd(2) (Linux 5.6), which needs the right to
 // ptrace it; without it their addresses stay empty. ESRCH, EACCES.
 [[nodiscard]] Result<std::vector<DescriptorInfo>> descriptor_table(std::optional<pid_t> pid = std::nullopt);
-std::string to_string(const DescriptorInfo& info);  // one line for people
+// One line for people. In names a backslash and what is not printable UTF-8 are written \xHH, byte by byte.
+std::string to_string(const DescriptorInfo& info);
 
 }  // namespace sockalarm

@@ -106,6 +106,38 @@ std::string captured(std::vector<std::string> argv, int& status) {
   return text;
 }
 
+// Of all files in a directory whose names are an attacker's, one is open.
+TEST(CliFdsTest, NamesCannotForgeRowsOrReachTheTerminal) {
+  const TemporaryPath folder("names");
+  std::filesystem::create_directory(folder.text());
+  const std::string name = folder.text() + "/x\n7: tcp ESTABLISHED\x1b[2J\xff";
+  const UniqueFd file(::open(name.c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0600));
+  ASSERT_TRUE(file);
+  const std::string shown = folder.text() + "/x\\x0a7: tcp ESTABLISHED\\x1b[2J\\xff",
+                    pid = std::to_string(::getpid());
+
+  int status = -1;
+  const std::string table = captured(cli({"fds", pid}), status);
+  EXPECT_EQ(status, 0);
+  EXPECT_NE(table.find("\n" + std::to_string(file.get()) + ": file " + shown + "\n"), std::string::npos)
+      << table;
+  EXPECT_EQ(table.find('\x1b'), std::string::npos);
+
+  const auto rows = nlohmann::json::parse(captured(cli({"fds", "--json", pid}), status));
+  EXPECT_EQ(status, 0);
+  const auto row =
+      std::find_if(rows.begin(), rows.end(), [&](const auto& r) { return r.at("fd") == file.get(); });
+  ASSERT_NE(row, rows.end());
+  EXPECT_EQ(row->at("target"), shown);
+
+  // What run says when it finds no client.
+  const UniqueFd nothing = null();
+  const Ended refused = Process(cli({"run", "--", "true"}), file.get(), nothing.get()).wait();
+  EXPECT_EQ(refused.status, 125);
+  EXPECT_NE(refused.errors.find(shown), std::string::npos) << refused.errors;
+  EXPECT_EQ(refused.errors.find('\x1b'), std::string::npos);
+}
+
 int expected_status(const nlohmann::json& report) {
   if (report.contains("error")) return 2;
   return report.at("source") == "kernel" ? 0 : 1;

@@ -24,6 +24,10 @@ std::optional<T> parse_number(std::string_view text) noexcept {
   return value;
 }
 
+// For names that anybody may choose: a backslash and every byte that is not part of printable UTF-8 as \xHH,
+// so that the text stays on its line, moves no terminal's cursor, and is valid UTF-8 itself.
+std::string escaped(std::string_view bytes);
+
 inline std::string quoted(std::string_view text) { return "'" + std::string(text) + "'"; }
 
 }  // namespace sockalarm

@@ -16,7 +16,7 @@ struct FdsOptions {
 };
 
 nlohmann::json as_json(const DescriptorInfo& info) {
-  nlohmann::json out{{"fd", info.fd}, {"kind", info.kind}, {"target", info.target}};
+  nlohmann::json out{{"fd", info.fd}, {"kind", info.kind}, {"target", sockalarm::escaped(info.target)}};
   if (info.local) out["local"] = to_string(*info.local);
   if (info.peer) out["peer"] = to_string(*info.peer);
   if (!info.state.empty()) out["state"] = info.state;

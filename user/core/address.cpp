@@ -12,6 +12,8 @@
 #include <cstring>
 #include <optional>
 
+#include "base/text.h"
+
 // Two addresses are equal exactly when their texts are; both come from the same normal form.
 
 namespace sockalarm {
@@ -88,15 +90,6 @@ bool all_digits(std::string_view text) {
   return !text.empty() && text.find_first_not_of("0123456789") == std::string_view::npos;
 }
 
-template <class Number>
-std::optional<Number> parse_number(std::string_view text) {
-  Number number{};
-  if (!all_digits(text)) return std::nullopt;
-  const auto result = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (result.ec != std::errc{}) return std::nullopt;
-  return number;
-}
-
 std::optional<std::uint32_t> parse_scope(const std::string& text) {
   auto index = all_digits(text) ? parse_number<std::uint32_t>(text) : ::if_nametoindex(text.c_str());
   if (index == 0U) index.reset();
@@ -140,21 +133,7 @@ Result<SocketAddress> parse_internet(std::string_view text) {
   return SocketAddress(reinterpret_cast<const sockaddr*>(&address), sizeof address);
 }
 
-// A backslash stands before xHH, a byte: for those that would not survive in a line of text.
-std::string escape(std::string_view bytes) {
-  static constexpr char kHex[] = "0123456789abcdef";
-  std::string text;
-  for (const char c : bytes) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte >= 0x20 && byte != 0x7f && c != '\\') {
-      text += c;
-      continue;
-    }
-    text.append("\\x").append(1, kHex[byte >> 4]).append(1, kHex[byte & 15]);
-  }
-  return text;
-}
-
+// What escaped() made; any byte may be written so.
 std::optional<std::string> unescape(std::string_view text) {
   std::string bytes;
   for (std::size_t i = 0; i < text.size(); ++i) {
@@ -234,9 +213,9 @@ std::string to_string(const SocketAddress& address) {
   const auto local = unix_name(address);
   if (!local) return "(address family " + std::to_string(address.family()) + ")";
   if (local->empty()) return "unix:";
-  if (local->front() == '\0') return "unix:@" + escape(local->substr(1));
-  if (local->front() == '@') return "unix:\\x40" + escape(local->substr(1));  // a path, not an abstract name
-  return "unix:" + escape(*local);
+  if (local->front() == '\0') return "unix:@" + escaped(local->substr(1));
+  if (local->front() == '@') return "unix:\\x40" + escaped(local->substr(1));  // a path, not an abstract name
+  return "unix:" + escaped(*local);
 }
 
 }  // namespace sockalarm

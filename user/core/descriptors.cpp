@@ -191,7 +191,7 @@ std::string to_string(const DescriptorInfo& info) {
   if (info.local) text += " " + to_string(*info.local);
   if (info.peer) text += " <-> " + to_string(*info.peer);
   if (info.cookie != 0) text += " cookie " + std::to_string(info.cookie);
-  return info.local ? text : text + " " + info.target;
+  return info.local ? text : text + " " + escaped(info.target);
 }
 
 }  // namespace sockalarm

@@ -106,6 +106,15 @@ TEST(Address, RefusesWhatIsNotOne) {
   }
 }
 
+TEST(Address, NamesOfAnyBytesAreOneLineAndComeBack) {
+  for (const std::string path :
+       {"/tmp/\n7: tcp", "/tmp/\x1b[2J", "/tmp/\xff\xc3", "/tmp/\xc2\x9b", "/tmp/\\"}) {
+    const std::string text = to_string(unix_address(path));
+    EXPECT_EQ(text.find_first_of("\n\x1b\xff\xc3\x9b"), std::string::npos) << text;
+    EXPECT_TRUE(SocketAddress::parse(text).value() == unix_address(path)) << text;
+  }
+}
+
 TEST(Address, UnixPathEndsAtItsNul) {
   EXPECT_TRUE(unix_address("/run/x") == unix_address("/run/x", 1));
   EXPECT_TRUE(unix_address("/run/x") == unix_address("/run/x", 20));
