@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include "integration/cli.h"
 
@@ -24,6 +26,8 @@ TEST(CliRunTest, BadInputSaysWhatAndStartsNothing) {
   refused({"--on", "bogus", "--", "true"}, 125, "bogus");
   refused({"--signal", "99", "--", "true"}, 125, "99");
   refused({"--signal", "0", "--", "true"}, 125, "--signal");
+  refused({"--signal", "32", "--", "true"}, 125, "'32' is not a signal");  // the C library's own
+  refused({"--then", "sig:32", "--", "true"}, 125, "32");
   refused({"--timeout", "soon", "--", "true"}, 125, "soon");
   refused({"--then", "nonsense", "--", "true"}, 125, "nonsense");
   refused({"--then", "run:/no/such/program", "--", "true"}, 125, "/no/such/program");
@@ -48,6 +52,44 @@ TEST(CliRunTest, BadInputSaysWhatAndStartsNothing) {
   refused({"--", "/no/such/program"}, 127, "/no/such/program");
   refused({"--", "/etc/passwd"}, 126, "/etc/passwd");
 }
+
+// The same names as in actions.
+TEST(CliRunTest, NamesOfSignals) {
+  for (const char* name : {"RTMAX", "RTMAX-1", "RTMIN+2", "IOT", "sigusr1", "10", "POLL"})
+    EXPECT_EQ(Served({"--signal", name, "--", "true"}, false).wait().status, 0) << name;
+  for (const std::string name : {"RTMAX-1", "IOT"}) {
+    Served served({"--json", "--then", "sig:" + name, "--", "sh", "-c", kReport + "exec sleep 600"});
+    served.client_leaves();
+    const Ended ended = served.wait();
+    EXPECT_EQ(ended.status, 123);
+    const std::string sent = name == "IOT" ? "ABRT" : "RTMIN+" + std::to_string(SIGRTMAX - 1 - SIGRTMIN);
+    EXPECT_NE(ended.errors.find("\"signal\":\"" + sent + "\""), std::string::npos) << ended.errors;
+  }
+}
+
+#ifndef __SANITIZE_ADDRESS__  // which needs descriptors for itself
+// Whatever it is that has no descriptor left: the command was not even tried.
+TEST(CliRunTest, WithoutDescriptorsItIsSockalarmThatFails) {
+  bool no_pipe = false;
+  int status = -1;
+  for (rlim_t limit = 4; status != 0; ++limit) {
+    ASSERT_LT(limit, 64U);
+    Served served({"--", "true"}, false, [limit] {
+      ::close_range(3, ~0U, 0);
+      const rlimit both{limit, limit};
+      ::setrlimit(RLIMIT_NOFILE, &both);
+    });
+    const Ended ended = served.wait();
+    status = ended.status;
+    if (status != 0) {
+      EXPECT_TRUE(status == 125 || ended.errors.find("shared libraries") != std::string::npos)
+          << limit << " descriptors: " << status << ", " << ended.errors;
+    }
+    no_pipe = no_pipe || ended.errors.find("pipe2()") != std::string::npos;
+  }
+  EXPECT_TRUE(no_pipe);
+}
+#endif
 
 // stdin and stdout are pipes and the connection is another descriptor, as under a CGI server.
 class PassedElsewhere : public ::testing::Test {

@@ -10,7 +10,6 @@
 #include <cstring>
 #include <fstream>
 
-#include "base/text.h"
 #include "base/unique_fd.h"
 #include "cli/commands.h"
 
@@ -38,35 +37,16 @@ std::vector<pid_t> children_of(pid_t pid) {
   return children;
 }
 
+tl::unexpected<StartFailure> ours(const char* call) {
+  return tl::unexpected(StartFailure{Error::from_errno(errno, call), false});
+}
+
 }  // namespace
 
-std::optional<int> signal_number(const std::string& text) {
-  if (const auto number = parse_number<int>(text))
-    return *number >= 1 && *number <= SIGRTMAX ? number : std::nullopt;
-  std::string name;
-  for (const char c : text) name += static_cast<char>(::toupper(static_cast<unsigned char>(c)));
-  if (name.starts_with("SIG")) name.erase(0, 3);
-  for (int number = 1; number < NSIG; ++number) {
-    const char* known = ::sigabbrev_np(number);  // glibc 2.32
-    if (known != nullptr && name == known) return number;
-  }
-  if (name == "RTMIN") return SIGRTMIN;
-  if (!name.starts_with("RTMIN+")) return std::nullopt;
-  const auto offset = parse_number<int>(std::string_view(name).substr(6));
-  return offset && *offset >= 0 && SIGRTMIN + *offset <= SIGRTMAX ? std::optional(SIGRTMIN + *offset)
-                                                                  : std::nullopt;
-}
-
-std::string signal_name(int signal) {
-  const char* known = ::sigabbrev_np(signal);
-  return known != nullptr ? known : std::to_string(signal);
-}
-
-Result<Command> Command::start(const LaunchOptions& options) {
-  if (::prctl(PR_SET_CHILD_SUBREAPER, 1) != 0)
-    return fail(Error::from_errno(errno, "prctl(PR_SET_CHILD_SUBREAPER)"));
+tl::expected<Command, StartFailure> Command::start(const LaunchOptions& options) {
+  if (::prctl(PR_SET_CHILD_SUBREAPER, 1) != 0) return ours("prctl(PR_SET_CHILD_SUBREAPER)");
   int ends[2];
-  if (::pipe2(ends, O_CLOEXEC) != 0) return fail(Error::from_errno(errno, "pipe2()"));
+  if (::pipe2(ends, O_CLOEXEC) != 0) return ours("pipe2()");
   const UniqueFd result(ends[0]);
   UniqueFd report(ends[1]);
   std::vector<char*> argv;
@@ -77,7 +57,7 @@ Result<Command> Command::start(const LaunchOptions& options) {
   const pid_t parent = ::getpid();
   const pid_t pid = ::_Fork();  // without fork handlers: it executes at once (glibc 2.34)
   if (pid == 0) become(argv.data(), options, parent, report.get());
-  if (pid < 0) return fail(Error::from_errno(errno, "fork()"));
+  if (pid < 0) return ours("fork()");
   if (options.own_group) ::setpgid(pid, pid);  // on both sides, so that it is done whoever comes first
   report.reset();
   int failed = 0;
@@ -86,7 +66,7 @@ Result<Command> Command::start(const LaunchOptions& options) {
   while (n < 0 && errno == EINTR);
   if (n != static_cast<ssize_t>(sizeof failed)) return Command(pid, options.own_group);
   ::waitpid(pid, nullptr, 0);
-  return fail(Error::from_errno(failed, options.argv.front()));
+  return tl::unexpected(StartFailure{Error::from_errno(failed, options.argv.front()), true});
 }
 
 void Command::signal(int number) const noexcept {

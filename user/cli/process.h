@@ -5,15 +5,10 @@
 #include <sockalarm/result.h>
 #include <sys/types.h>
 
-#include <optional>
 #include <string>
 #include <vector>
 
 namespace sockalarm::cli {
-
-// "TERM", "SIGTERM", "15", "RTMIN+1"; empty: no such signal.
-std::optional<int> signal_number(const std::string& text);
-std::string signal_name(int signal);
 
 struct LaunchOptions {
   std::vector<std::string> argv;
@@ -22,13 +17,19 @@ struct LaunchOptions {
   bool ignore_sigchld = false;  // it starts with SIGCHLD ignored
 };
 
+// Why the command did not start: it cannot be executed, or we could not even try.
+struct StartFailure {
+  Error error;
+  bool executing;
+};
+
 // The command that sockalarm runs, with everything that it starts. Its descendants come to us when their
 // parents end (PR_SET_CHILD_SUBREAPER, prctl(2)), so that none is lost; if we die, the kernel kills the
 // command. One thread.
 class Command {
  public:
-  // errno ENOENT: not found; others: found but not executable.
-  static Result<Command> start(const LaunchOptions& options);
+  // Executing: errno ENOENT: not found; others: found but not executable.
+  static tl::expected<Command, StartFailure> start(const LaunchOptions& options);
 
   // To its process group, and SIGCONT after it in case it was stopped (not after TSTP, KILL).
   void signal(int number) const noexcept;

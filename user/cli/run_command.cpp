@@ -11,6 +11,7 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 
+#include "base/signal_text.h"
 #include "base/text.h"
 #include "base/unique_fd.h"
 #include "cli/commands.h"
@@ -109,7 +110,7 @@ class Runner {
                                    .own_group = !options_.foreground,
                                    .mask = mask_,
                                    .ignore_sigchld = ignored_children});
-    if (!command) return cannot_start(command.error());
+    if (!command) return not_started(command.error());
     command_.emplace(*command);
     tell("start", {{"pid", command_->pid()}, {"fd", plan_.fd}, {"source", to_string(watch->source())}},
          "watching descriptor " + std::to_string(plan_.fd) + ", running process " +
@@ -128,9 +129,10 @@ class Runner {
     std::cerr << "sockalarm run: " << error.message() << "\n";
     return kExitFailed;
   }
-  int cannot_start(const Error& error) const {
-    complain(error);
-    return error.code() == std::errc::no_such_file_or_directory ? kNotFound : kCannotExecute;
+  int not_started(const StartFailure& failure) const {
+    complain(failure.error);
+    if (!failure.executing) return kExitFailed;
+    return failure.error.code() == std::errc::no_such_file_or_directory ? kNotFound : kCannotExecute;
   }
 
   void tell(const char* event, nlohmann::json fields, const std::string& words, bool always = false) const {
@@ -142,10 +144,10 @@ class Runner {
     }
   }
 
-  static bool starts_program(const Action& action) { return to_string(action).starts_with("run:"); }
-  static std::vector<Action> programs_of(const std::vector<Action>& actions) {
+  static std::vector<Action> programs_of(const std::vector<Step>& steps) {
     std::vector<Action> programs;
-    std::copy_if(actions.begin(), actions.end(), std::back_inserter(programs), starts_program);
+    for (const Step& step : steps)
+      if (step.is_program) programs.push_back(step.action);
     return programs;
   }
 
@@ -167,17 +169,12 @@ class Runner {
     };
     bool signals = false;
     std::size_t programs = 0;
-    for (const Action& action : plan_.then) {
-      const std::string text = to_string(action);
-      if (starts_program(action)) {
-        actions.push_back(launch(programs++));
-      } else if (text.starts_with("sig:")) {
-        signals = true;
-        const std::string name = text.substr(4, text.find(':', 4) - 4);
-        actions.push_back(signal_command(signal_number(name).value_or(SIGTERM)));
-      } else {
-        actions.push_back(action);
-      }
+    for (const Step& step : plan_.then) {
+      signals = signals || step.signal;
+      if (step.signal)
+        actions.push_back(signal_command(*step.signal));
+      else
+        actions.push_back(step.is_program ? launch(programs++) : step.action);
     }
     if (!signals) actions.push_back(signal_command(plan_.signal));
     return ActionChain(std::move(actions));
@@ -241,7 +238,8 @@ class Runner {
   }
 
   void end_with(int signal) {
-    tell("signal", {{"signal", signal_name(signal)}}, "sending " + signal_name(signal));
+    const std::string name = detail::signal_name(signal);
+    tell("signal", {{"signal", name}}, "sending " + name);
     command_->signal_all(signal);
     start_kill_timer();
   }

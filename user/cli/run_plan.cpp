@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "base/signal_text.h"
 #include "base/text.h"
-#include "cli/process.h"
 
 namespace sockalarm::cli {
 namespace {
@@ -99,8 +99,25 @@ Result<Events> read_events(const RunOptions& options, std::chrono::nanoseconds t
   return *on;
 }
 
-Result<std::vector<Action>> read_actions(const std::vector<std::string>& texts) {
-  std::vector<Action> actions;
+// Empty: no signal, or one that the C library keeps for itself.
+std::optional<int> read_signal(std::string_view text) {
+  const auto signal = detail::parse_signal(text);
+  return signal && !detail::signal_name(*signal).empty() ? signal : std::nullopt;
+}
+
+Result<Step> read_step(const Action& action) {
+  const std::string text = to_string(action);
+  Step step{action, std::nullopt, text.starts_with("run:")};
+  constexpr std::string_view kSignal = "sig:";
+  if (!text.starts_with(kSignal)) return step;
+  const std::string name = text.substr(kSignal.size(), text.find(':', kSignal.size()) - kSignal.size());
+  step.signal = read_signal(name);
+  if (!step.signal) return fail(usage(sockalarm::quoted(name) + " is not a signal"));
+  return step;
+}
+
+Result<std::vector<Step>> read_steps(const std::vector<std::string>& texts) {
+  std::vector<Step> steps;
   for (const std::string& text : texts) {
     const auto chain = ActionChain::parse(text);
     if (!chain) return fail(chain.error().with_context("--then"));
@@ -109,16 +126,18 @@ Result<std::vector<Action>> read_actions(const std::vector<std::string>& texts) 
         return fail(usage("--then " + sockalarm::quoted(text) +
                           ": exec: would replace sockalarm, which then could neither end the command nor "
                           "report on it; use run: to start a program beside it"));
-      actions.push_back((*chain)[i]);
+      auto step = read_step((*chain)[i]);
+      if (!step) return fail(step.error().with_context("--then " + sockalarm::quoted(text)));
+      steps.push_back(std::move(*step));
     }
   }
-  return actions;
+  return steps;
 }
 
 }  // namespace
 
 Result<RunPlan> make_plan(const RunOptions& options) {
-  const auto signal = signal_number(options.signal);
+  const auto signal = read_signal(options.signal);
   if (!signal)
     return fail(usage("--signal " + sockalarm::quoted(options.signal) +
                       " is not a signal; expected a name such as TERM or a number, see kill -l"));
@@ -130,7 +149,7 @@ Result<RunPlan> make_plan(const RunOptions& options) {
   if (!on) return fail(on.error());
   const auto source = parse_source(options.source);
   if (!source) return fail(source.error().with_context("--source"));
-  auto then = read_actions(options.then);
+  auto then = read_steps(options.then);
   if (!then) return fail(then.error());
   const auto fd = options.fd ? read_descriptor(*options.fd) : find_client();
   if (!fd) return fail(fd.error());

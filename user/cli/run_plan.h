@@ -20,6 +20,13 @@ struct RunOptions {
   bool preserve_status = false, foreground = false, verbose = false, json = false;
 };
 
+// An action of --then. `signal` of "sig:NAME": what the command is sent. `is_program`: of "run:".
+struct Step {
+  Action action;
+  std::optional<int> signal;
+  bool is_program;
+};
+
 // What is meant by it.
 struct RunPlan {
   int fd = -1;
@@ -27,7 +34,7 @@ struct RunPlan {
   SourceKind source = SourceKind::epoll;
   int signal = SIGTERM;
   std::chrono::nanoseconds timeout{}, kill_after{};
-  std::vector<Action> then;
+  std::vector<Step> then;
 };
 
 // Everything that can be wrong is found here, before anything starts.

@@ -9,10 +9,10 @@
 #include <optional>
 #include <vector>
 
+#include "base/signal_text.h"
 #include "base/text.h"
 #include "core/action_impl.h"
 #include "core/shell_words.h"
-#include "core/signal_text.h"
 
 // The text form of actions. Actions are what the factory functions make of the arguments, so what is invalid
 // is decided there; here only what does not read.

@@ -9,12 +9,12 @@
 #include <climits>
 #include <exception>
 
+#include "base/signal_text.h"
 #include "base/unique_fd.h"
 #include "core/action_impl.h"
 #include "core/action_text.h"
 #include "core/open_descriptors.h"
 #include "core/shell_words.h"
-#include "core/signal_text.h"
 #include "core/socket_identity.h"
 #include "core/spawn.h"
 

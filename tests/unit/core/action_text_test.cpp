@@ -10,9 +10,9 @@
 
 #include <random>
 
+#include "base/signal_text.h"
 #include "base/unique_fd.h"
 #include "core/shell_words.h"
-#include "core/signal_text.h"
 
 namespace sockalarm {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "core/signal_text.h"
+#include "base/signal_text.h"
 
 #include <signal.h>
 
