@@ -159,6 +159,51 @@ TEST(CliRunTest, KillsWhatDoesNotListenToAForwardedSignal) {
   }
 }
 
+TEST(CliRunTest, LeavesNoOrphanAfterAForwardedSignal) {
+  // A grandchild that does not listen, in the command's group or in a session of its own.
+  for (const std::string deaf : {"sh -c ", "setsid sh -c "})
+    for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGQUIT}) {
+      Served served({"--kill-after", "50ms", "--", "sh", "-c",
+                     "ulimit -c 0; " + deaf +
+                         "'trap \"\" TERM INT HUP QUIT; echo pid $$ ready; exec sleep 600' & wait"});
+      const pid_t grandchild = reported_pid(served.heard());
+      ::kill(served.process().pid(), signal);
+      EXPECT_EQ(served.wait().status, 128 + signal);  // how the command itself ended
+      EXPECT_FALSE(alive(grandchild)) << deaf << signal;
+      ::kill(grandchild, SIGKILL);
+    }
+}
+
+TEST(CliRunTest, WhatTheCommandLeavesBehindHearsTheForwardedSignalToo) {
+  // Out of the group's reach, and never killed: only the signal itself can end it.
+  Served served(
+      {"--kill-after", "0", "--", "sh", "-c",
+       "setsid sh -c 'trap \"echo heard; exit\" HUP; echo pid $$ ready; while :; do sleep 0.05; done' & "
+       "wait"});
+  ::kill(served.process().pid(), SIGHUP);
+  served.await("heard");
+  EXPECT_EQ(served.wait().status, 128 + SIGHUP);
+}
+
+TEST(CliRunTest, WhatACommandLeavesBehindByItselfIsLeftAlone) {
+  Served served({"--", "sh", "-c", "setsid sh -c 'echo pid $$ ready; exec sleep 600' & read line; exit 4"});
+  const pid_t background = reported_pid(served.heard());
+  send_text(served.connection().peer.get(), "go\n");
+  EXPECT_EQ(served.wait().status, 4);
+  EXPECT_TRUE(alive(background));
+  ::kill(background, SIGKILL);
+}
+
+TEST(CliRunTest, TheTimeLimitHoldsWhenTheClientHasLeft) {
+  Served served({"--json", "--timeout", "300ms", "--then", "sig:USR1; sleep:1h; sig:USR2", "--", "sh", "-c",
+                 "trap exit USR2; trap : USR1; " + kReport + "while :; do sleep 0.05; done"});
+  served.client_leaves();
+  const Ended ended = served.wait();
+  EXPECT_EQ(ended.status, 123);
+  EXPECT_NE(ended.errors.find("\"event\":\"timeout\""), std::string::npos) << ended.errors;
+  EXPECT_NE(ended.errors.find("\"signal\":\"USR2\""), std::string::npos) << ended.errors;
+}
+
 char state_of(pid_t pid) {
   std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
   const std::string text((std::istreambuf_iterator<char>(file)), {});

@@ -115,12 +115,16 @@ class Runner {
     tell("start", {{"pid", command_->pid()}, {"fd", plan_.fd}, {"source", to_string(watch->source())}},
          "watching descriptor " + std::to_string(plan_.fd) + ", running process " +
              std::to_string(command_->pid()));
+    if (plan_.timeout.count() > 0) limit_at_ = Clock::now() + plan_.timeout;
     auto alarm = watch->arm(make_chain(), {.on = plan_.on, .deadline = plan_.timeout});
     if (!alarm) {
       command_->signal_all(SIGKILL);
       return complain(alarm.error());
     }
-    while (!over()) wait();
+    while (!over()) {
+      wait();
+      if (limit_passed() && !alarm->finished()) end_at_limit();
+    }
     return finish();
   }
 
@@ -149,6 +153,13 @@ class Runner {
     for (const Step& step : steps)
       if (step.is_program) programs.push_back(step.action);
     return programs;
+  }
+
+  // The one that the chain ends with.
+  int last_signal() const {
+    const auto last = std::find_if(plan_.then.rbegin(), plan_.then.rend(),
+                                   [](const Step& step) { return step.signal.has_value(); });
+    return last == plan_.then.rend() ? plan_.signal : *last->signal;
   }
 
   // Tell the main thread, the wished actions, then the signal, unless one of the actions is one: "sig:" means
@@ -180,27 +191,44 @@ class Runner {
     return ActionChain(std::move(actions));
   }
 
-  // The command has ended, and if we ended it, so has all that it started.
+  // The command has ended, and if it was to end, so has all that it started.
   // What cannot be killed (another user's) is left after some attempts.
   bool over() const {
-    return command_->ended() && !(left_ && command_->has_descendants() && kills_ < kMostKills);
+    return command_->ended() && !(ending_with_ && command_->has_descendants() && kills_ < kMostKills);
+  }
+
+  int poll_timeout() const {
+    auto next = kill_at_;
+    if (left_ && limit_at_) next = next ? std::min(*next, *limit_at_) : limit_at_;
+    if (!next) return -1;
+    return static_cast<int>(std::clamp<long long>(
+        std::chrono::ceil<std::chrono::milliseconds>(*next - Clock::now()).count(), 0, 1'000'000'000));
   }
 
   void wait() {
     pollfd entries[] = {{signals_.get(), POLLIN, 0}, {mailbox_.fd(), POLLIN, 0}};
-    int timeout = -1;
-    if (kill_at_)
-      timeout = static_cast<int>(std::clamp<long long>(
-          std::chrono::ceil<std::chrono::milliseconds>(*kill_at_ - Clock::now()).count(), 0, 1'000'000'000));
-    ::poll(entries, 2, timeout);
+    ::poll(entries, 2, poll_timeout());
     for (const Mailbox::Letter& letter : mailbox_.take()) read(letter);
     signalfd_siginfo info{};
     while (::read(signals_.get(), &info, sizeof info) == static_cast<ssize_t>(sizeof info))
       on_signal(static_cast<int>(info.ssi_signo), info.ssi_code);
     const bool just_ended = command_->reap();
     if (kill_at_ && Clock::now() >= *kill_at_) kill();
-    // What the command left behind when we ended it gets the same treatment.
-    if (just_ended && left_ && command_->has_descendants()) end_with(plan_.signal);
+    // What the command left behind when it was ended gets the same treatment.
+    if (just_ended && ending_with_ && command_->has_descendants()) end_with(*ending_with_);
+  }
+
+  // The alarm's deadline went with the alarm when the client left: from then on the limit is ours. True once.
+  bool limit_passed() {
+    if (!left_ || !limit_at_ || Clock::now() < *limit_at_) return false;
+    limit_at_.reset();
+    return !left_->what.contains(events::deadline);
+  }
+
+  // In the middle of the actions that the client's leaving set off: they are not waited for.
+  void end_at_limit() {
+    tell("timeout", {{"events", to_string(events::deadline)}}, "the time limit passed");
+    end_with(last_signal());
   }
 
   void on_signal(int signal, int code) {
@@ -210,7 +238,10 @@ class Runner {
     const bool has_it = options_.foreground && code == SI_KERNEL;
     if (!has_it) command_->signal(signal);
     if (signal == SIGTSTP) return stand_still();
-    if (!has_it && asks_to_end(signal)) start_kill_timer();
+    if (has_it || !asks_to_end(signal)) return;
+    if (command_->ended()) command_->signal_all(signal);  // what it left behind has not heard it yet
+    if (!ending_with_) ending_with_ = signal;
+    start_kill_timer();
   }
 
   // As the default action of TSTP has it, so in an orphaned process group not at all. What wakes us wakes the
@@ -232,6 +263,7 @@ class Runner {
   void read(const Mailbox::Letter& letter) {
     if (letter.what == Mailbox::Letter::What::signal) return end_with(letter.signal);
     left_ = letter.event;
+    if (!ending_with_) ending_with_ = last_signal();
     const bool timed_out = left_->what.contains(events::deadline);
     tell(timed_out ? "timeout" : "client_left", {{"events", to_string(left_->what)}, {"error", left_->error}},
          timed_out ? "the time limit passed" : "the client left (" + to_string(left_->what) + ")");
@@ -240,6 +272,7 @@ class Runner {
   void end_with(int signal) {
     const std::string name = detail::signal_name(signal);
     tell("signal", {{"signal", name}}, "sending " + name);
+    ending_with_ = signal;
     command_->signal_all(signal);
     start_kill_timer();
   }
@@ -273,7 +306,8 @@ class Runner {
   std::optional<Launcher> launcher_;
   std::optional<Command> command_;
   std::optional<Event> left_;
-  std::optional<Clock::time_point> kill_at_;
+  std::optional<int> ending_with_;  // the command is to end, by this signal: ours or one that was passed on
+  std::optional<Clock::time_point> limit_at_, kill_at_;
   bool killed_ = false;
   static constexpr int kMostKills = 20;
   int kills_ = 0;
@@ -290,7 +324,8 @@ int run_command(const RunOptions& options) {
 
 constexpr const char* kFooter =
     "What happens when the client leaves or the time is over: the --then actions, the signal, and KILL after "
-    "--kill-after. Everything that the command started is ended with it.\n\n"
+    "--kill-after. Everything that the command started is ended with it, also when sockalarm itself is sent "
+    "TERM, INT, HUP or QUIT.\n\n"
     "A client that only half-closes (nc -N, some HTTP/1.0 clients) counts as one that left. Be lenient with "
     "--on reset,timeout,error.\n\n"
     "Exit status: the command's own, 128 + N if a signal N ended it; 123 the client left; 124 the time was "
