@@ -138,6 +138,26 @@ TEST(CliFdsTest, NamesCannotForgeRowsOrReachTheTerminal) {
   EXPECT_EQ(refused.errors.find('\x1b'), std::string::npos);
 }
 
+TEST(CliTest, OutputThatGoesNowhereIsAnError) {
+  const UniqueFd nothing = null(), full(::open("/dev/full", O_WRONLY | O_CLOEXEC));
+  ASSERT_TRUE(full);
+  for (const std::vector<std::string>& arguments :
+       std::initializer_list<std::vector<std::string>>{{"fds"},
+                                                       {"fds", "--json"},
+                                                       {"doctor"},
+                                                       {"doctor", "--json"},
+                                                       {"completion", "bash"},
+                                                       {"completion", "zsh"},
+                                                       {"completion", "fish"},
+                                                       {"--help"},
+                                                       {"--version"}}) {
+    const Ended ended = Process(cli(arguments), nothing.get(), full.get()).wait();
+    EXPECT_EQ(ended.status, 125) << arguments.front();
+    EXPECT_NE(ended.errors.find("writing to stdout: No space left on device"), std::string::npos)
+        << ended.errors;
+  }
+}
+
 int expected_status(const nlohmann::json& report) {
   if (report.contains("error")) return 2;
   return report.at("source") == "kernel" ? 0 : 1;

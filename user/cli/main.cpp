@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <sockalarm/result.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <exception>
 #include <iostream>
 #include <iterator>
@@ -30,40 +33,55 @@ bool is_unknown_subcommand(const CLI::App& app, const std::string& word) {
   return !word.starts_with("-") && subs.empty();
 }
 
+int run(int argc, char** argv) {
+  Words words = split(argc, argv);
+  CLI::App app("Know at once when a TCP peer goes away.", "sockalarm");
+  app.set_version_flag("--version", "sockalarm " SOCKALARM_VERSION);
+  app.require_subcommand(1);
+  app.footer(
+      "Examples:\n"
+      "  socat TCP-LISTEN:8080,fork EXEC:'sockalarm run -- ./report.sh'\n"
+      "  sockalarm doctor\n"
+      "  sockalarm fds 1234\n\n"
+      "sockalarm SUBCOMMAND --help tells more.");
+  Task chosen;
+  add_run(app, chosen, words.command);
+  add_doctor(app, chosen);
+  add_fds(app, chosen);
+  add_completion(app, chosen);
+  if (!words.ours.empty() && is_unknown_subcommand(app, words.ours.back())) {
+    std::cerr << "sockalarm: unknown subcommand '" << words.ours.back()
+              << "'; expected run, doctor, fds or completion (sockalarm --help)\n";
+    return kExitFailed;
+  }
+  try {
+    app.parse(words.ours);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : kExitFailed;
+  }
+  return chosen();
+}
+
+int give_up(const std::string& why) {
+  std::cout.exceptions(std::ios::goodbit);  // it is flushed once more at exit
+  std::cerr << "sockalarm: " << why << "\n";
+  return kExitFailed;
+}
+
 }  // namespace
 }  // namespace sockalarm::cli
 
 int main(int argc, char** argv) {
   using namespace sockalarm::cli;
   try {
-    Words words = split(argc, argv);
-    CLI::App app("Know at once when a TCP peer goes away.", "sockalarm");
-    app.set_version_flag("--version", "sockalarm " SOCKALARM_VERSION);
-    app.require_subcommand(1);
-    app.footer(
-        "Examples:\n"
-        "  socat TCP-LISTEN:8080,fork EXEC:'sockalarm run -- ./report.sh'\n"
-        "  sockalarm doctor\n"
-        "  sockalarm fds 1234\n\n"
-        "sockalarm SUBCOMMAND --help tells more.");
-    Task chosen;
-    add_run(app, chosen, words.command);
-    add_doctor(app, chosen);
-    add_fds(app, chosen);
-    add_completion(app, chosen);
-    if (!words.ours.empty() && is_unknown_subcommand(app, words.ours.back())) {
-      std::cerr << "sockalarm: unknown subcommand '" << words.ours.back()
-                << "'; expected run, doctor, fds or completion (sockalarm --help)\n";
-      return kExitFailed;
-    }
-    try {
-      app.parse(words.ours);
-    } catch (const CLI::ParseError& error) {
-      return app.exit(error) == 0 ? 0 : kExitFailed;
-    }
-    return chosen();
+    // A table that did not get onto the disk must not pass for a success.
+    std::cout.exceptions(std::ios::badbit);
+    const int status = run(argc, argv);
+    std::cout.flush();
+    return status;
+  } catch (const std::ios_base::failure&) {
+    return give_up(sockalarm::Error::from_errno(errno, "writing to stdout").message());
   } catch (const std::exception& error) {
-    std::cerr << "sockalarm: " << error.what() << "\n";
-    return kExitFailed;
+    return give_up(error.what());
   }
 }
