@@ -56,7 +56,8 @@ struct Options {
   SourceKind source = SourceKind::automatic;  // the best one to be had; anything else: that one or an error
   std::size_t max_watches = 0;  // room in the kernel table; 0: as many as this process may have descriptors.
                                 // Sockets beyond it are watched by epoll
-  std::size_t ring_bytes = 256 * 1024;  // rounded up to a power of two >= a page. Smaller is only slower
+  std::size_t ring_bytes =
+      256 * 1024;  // rounded up to a power of two >= a page; at most 2 GiB. Smaller is only slower
   std::chrono::milliseconds closed_check{500};  // how often alarms on `closed` compare descriptor and socket
   Delivery delivery = Delivery::automatic;      // anything else: that one or an error
   Waking waking = Waking::sleep;
@@ -203,8 +204,8 @@ class Watch {
 // Nothing is lost when the kernel's ring is full: the shared table is swept.
 class Watcher {
  public:
-  // Errors: what the forced source lacks (the text says which privilege or kernel feature), thread or
-  // descriptor limits.
+  // Errors: invalid_options, what the forced source lacks (the text says which privilege or kernel feature),
+  // thread or descriptor limits.
   [[nodiscard]] static Result<Watcher> create(Options options = {});
   Watcher(Watcher&&) noexcept;
   Watcher& operator=(Watcher&&) noexcept;

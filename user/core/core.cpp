@@ -88,6 +88,22 @@ Result<void> check(const Options& options) {
   if (options.realtime_priority < 0 || options.realtime_priority > 99)
     return refuse("realtime_priority is " + std::to_string(options.realtime_priority) +
                   "; it must be 1 to 99, or 0 for an ordinary thread");
+  // max_entries of bpf(2) has 32 bits, and a ring's must be a power of two. Refused also where the source
+  // that is chosen needs no ring.
+  constexpr std::size_t kLargestRing = std::size_t{1} << 31;
+  if (options.ring_bytes > kLargestRing)
+    return refuse("ring_bytes is " + std::to_string(options.ring_bytes) + "; it must be at most " +
+                  std::to_string(kLargestRing) + " (2 GiB)");
+  // Values that are none of the enumeration's; their names would be "unknown".
+  if (!parse_source(to_string(options.source)))
+    return refuse("source is " + std::to_string(static_cast<int>(options.source)) +
+                  "; it must be one of SourceKind");
+  if (!parse_delivery(to_string(options.delivery)))
+    return refuse("delivery is " + std::to_string(static_cast<int>(options.delivery)) +
+                  "; it must be one of Delivery");
+  if (!parse_waking(to_string(options.waking)))
+    return refuse("waking is " + std::to_string(static_cast<int>(options.waking)) +
+                  "; it must be one of Waking");
   return {};
 }
 
