@@ -24,12 +24,16 @@ struct AlarmRecord;
 // What a called function answers: go on with the chain, or end it here.
 enum class Verdict { proceed, stop };
 
-// One step of a chain. Immutable, cheap to copy, may be shared by any number of alarms and threads.
+// One step of a chain. Immutable, cheap to copy, may be shared by any number of alarms and threads. Moving
+// copies, so none is ever without its meaning.
 // An action that could never run (signal 99, a program that is not there) keeps its error(), and arming a
 // chain that has one fails with it. A failure at run time is counted and logged, and the chain goes on.
 class Action {
  public:
   explicit Action(std::shared_ptr<const detail::ActionImpl> impl) noexcept : impl_(std::move(impl)) {}
+  Action(const Action&) = default;
+  Action& operator=(const Action&) = default;
+  ~Action() = default;
 
   const Error* error() const noexcept;  // null: it can run
   const detail::ActionImpl& impl() const noexcept { return *impl_; }
@@ -84,7 +88,7 @@ Action notify(int eventfd);
 // wrong with it and what was expected.
 [[nodiscard]] Result<Action> parse_action(std::string_view text);
 
-// An immutable list of actions, run in order, once per firing. Copying shares it. Any thread.
+// An immutable list of actions, run in order, once per firing. Copying and moving share it. Any thread.
 class ActionChain {
  public:
   ActionChain() = default;     // empty: firing is recorded, nothing runs
@@ -93,6 +97,9 @@ class ActionChain {
   explicit ActionChain(std::vector<Action> actions);
 
   // Actions separated by ';' (quote one inside run/exec): "sig:ALRM; sleep:2s; run:mysql -e 'kill 42'". One
+  ActionChain(const ActionChain&) = default;
+  ActionChain& operator=(const ActionChain&) = default;
+  ~ActionChain() = default;
   // close or shut action may name several targets, "close:5,7": it becomes several actions.
   [[nodiscard]] static Result<ActionChain> parse(std::string_view text);
 

@@ -108,7 +108,9 @@ constexpr bool changed_anything(Cancelled c) noexcept { return c != Cancelled::i
 // running (not when called from inside that action), so nothing of it runs after the scope.
 // One thread at a time may call start() and destroy; every other function may be called from any thread,
 // also from inside an action. The chain runs at most once per start().
-// After fork() the child's copy is inert: it answers, changes nothing, and start() says false.
+// After fork() the child's copy is inert: it answers, changes nothing, and start() says false. Moved from, it
+// is no alarm any more: never active or triggered, without events and actions, fd() -1, and start() says
+// false.
 class Alarm {
  public:
   Alarm(Alarm&&) noexcept;
@@ -161,6 +163,8 @@ class Peer {
 // stays the caller's: closing it while watched is allowed (see events::closed) and is seen by cookie, so a
 // reused number never fires a stranger's alarm. Watching one socket twice, or a dup of it, is allowed.
 // Any thread may call; destroying excludes other calls. Keeps the Watcher's machinery alive, but not running.
+// Moving it is for one thread alone, and leaves the alarms armed. Moved from, it has seen nothing, fd() is
+// -1, and arm() says `stopped`.
 class Watch {
  public:
   Watch(Watch&&) noexcept;
@@ -204,6 +208,7 @@ class Watch {
 // Nothing is lost when the kernel's ring is full: the shared table is swept.
 class Watcher {
  public:
+// Moved from, it watches nothing: watch() says `stopped`.
   // Errors: invalid_options, what the forced source lacks (the text says which privilege or kernel feature),
   // thread or descriptor limits.
   [[nodiscard]] static Result<Watcher> create(Options options = {});

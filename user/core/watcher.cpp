@@ -93,6 +93,10 @@ using detail::Control;
 
 constexpr std::uint64_t kNothingSeen = 0;
 
+Error moved_from(const char* what) {
+  return {Errc::stopped, std::string("this ") + what + " was moved from; use the one it was moved to"};
+}
+
 std::string describe_progress(const Alarm& alarm) {
   if (!alarm.triggered()) return alarm.active() ? "armed" : "not armed";
   const std::string cause = " (" + to_string(alarm.cause().what) + ")";
@@ -124,13 +128,19 @@ Result<Watcher> Watcher::create(Options options) {
 }
 
 Result<Watch> Watcher::watch(int fd) const {
+  if (!core_) return fail(moved_from("Watcher"));
   auto socket = core_->watch(fd);
   if (!socket) return fail(socket.error());
   return Watch(std::make_unique<detail::WatchHandle>(std::move(*socket), fd));
 }
 
-Description Watcher::describe() const { return core_->describe(); }
-Stats Watcher::stats() const { return core_->stats(); }
+Description Watcher::describe() const {
+  if (core_) return core_->describe();
+  Description nothing;
+  nothing.text = moved_from("Watcher").message();
+  return nothing;
+}
+Stats Watcher::stats() const { return core_ ? core_->stats() : Stats{}; }
 
 Watch::Watch(std::unique_ptr<detail::WatchHandle> handle) noexcept
     : peer_(&handle->socket->state->seen), handle_(std::move(handle)) {}
@@ -144,17 +154,21 @@ Watch& Watch::operator=(Watch&& other) noexcept {
 Watch::~Watch() = default;
 
 std::chrono::steady_clock::time_point Watch::seen_at() const noexcept {
+  if (!handle_) return {};
   return detail::seen_at(*handle_->socket->state, events::shut);
 }
 int Watch::error() const noexcept {
-  return static_cast<int>(detail::shared(handle_->socket->state->error).load());
+  return handle_ ? static_cast<int>(detail::shared(handle_->socket->state->error).load()) : 0;
 }
-int Watch::fd() const noexcept { return handle_->fd; }
-std::uint64_t Watch::cookie() const noexcept { return handle_->socket->cookie; }
-SourceKind Watch::source() const noexcept { return handle_->socket->served_by; }
+int Watch::fd() const noexcept { return handle_ ? handle_->fd : -1; }
+std::uint64_t Watch::cookie() const noexcept { return handle_ ? handle_->socket->cookie : 0; }
+SourceKind Watch::source() const noexcept {
+  return handle_ ? handle_->socket->served_by : SourceKind::automatic;
+}
 
 Result<Alarm> Watch::arm(const ActionChain& chain, ArmOptions options) const {
   if (auto ok = detail::check(chain, options); !ok) return fail(ok.error());
+  if (!handle_) return fail(moved_from("Watch"));
   if (auto refused = handle_->socket->core->refusal()) return fail(std::move(*refused));
   detail::AlarmRecord* record = handle_->take_record();
   record->set_chain(chain);
@@ -172,7 +186,7 @@ Result<Alarm> Watch::arm(ArmOptions options) const {
 }
 
 std::stop_token Watch::stop_token(Events on) const {
-  if (handle_->socket->core->inert()) return {};
+  if (!handle_ || handle_->socket->core->inert()) return {};
   return handle_->stop_token(on);
 }
 
@@ -190,16 +204,22 @@ Alarm::~Alarm() {
   record_->give_back();
 }
 
-bool Alarm::start() { return record_->socket->core->start(*record_); }
-Cancelled Alarm::cancel() noexcept { return record_->socket->core->cancel(*record_, false); }
-Cancelled Alarm::cancel_and_wait() noexcept { return record_->socket->core->cancel(*record_, true); }
+bool Alarm::start() { return record_ != nullptr && record_->socket->core->start(*record_); }
+Cancelled Alarm::cancel() noexcept {
+  return record_ != nullptr ? record_->socket->core->cancel(*record_, false) : Cancelled::inactive;
+}
+Cancelled Alarm::cancel_and_wait() noexcept {
+  return record_ != nullptr ? record_->socket->core->cancel(*record_, true) : Cancelled::inactive;
+}
 
 bool Alarm::active() const noexcept {
+  if (record_ == nullptr) return false;
   const Control control = record_->load();
   if (control.has_fired()) return !record_->over();
   return control.state == Control::State::armed;
 }
 bool Alarm::triggered() const noexcept {
+  if (record_ == nullptr) return false;
   const Control control = record_->load();
   // Just won by the library, and the cause not yet written down: a moment later.
   if (control.state == Control::State::fired && record_->phase.load() == AlarmRecord::Phase::waiting)
@@ -215,15 +235,18 @@ int Alarm::current_action() const noexcept {
   if (!triggered()) return -1;
   return record_->done_directly() ? static_cast<int>(action_count()) : std::max(record_->current.load(), 0);
 }
-std::size_t Alarm::action_count() const noexcept { return record_->chain.size(); }
+std::size_t Alarm::action_count() const noexcept { return actions().size(); }
 Event Alarm::cause() const {
   // In a forked child the mutex may be in the hands of a thread that is not there.
-  if (record_->socket->core->inert() || !triggered()) return {};
+  if (!triggered() || record_->socket->core->inert()) return {};
   return record_->socket->core->cause(*record_);
 }
-Events Alarm::events() const noexcept { return record_->options.on; }
-const ActionChain& Alarm::actions() const noexcept { return record_->chain; }
-int Alarm::fd() const noexcept { return record_->fd; }
+Events Alarm::events() const noexcept { return record_ != nullptr ? record_->options.on : Events(); }
+const ActionChain& Alarm::actions() const noexcept {
+  static const ActionChain none;
+  return record_ != nullptr ? record_->chain : none;
+}
+int Alarm::fd() const noexcept { return record_ != nullptr ? record_->fd : -1; }
 
 std::string to_string(const Alarm& alarm) {
   std::string text = "alarm on descriptor " + std::to_string(alarm.fd()) + " for " +

@@ -337,8 +337,7 @@ TEST(Actions, ChainsKeepTheFirstError) {
   const ActionChain copy = chain;
   EXPECT_EQ(copy.error(), chain.error());
   const ActionChain moved = std::move(chain);
-  EXPECT_NE(moved.error(), nullptr);
-  EXPECT_EQ(chain.error(), nullptr);  // NOLINT(bugprone-use-after-move)
+  EXPECT_EQ(moved.error(), copy.error());
 }
 
 TEST(Actions, FailuresLeaveNoDescriptorBehind) {
