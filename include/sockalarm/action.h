@@ -50,7 +50,9 @@ bool operator==(const Action& a, const Action& b);
 enum class SignalTarget { arming_thread, process };
 
 // A signal to the thread that armed the alarm (tgkill(2)), or to this process (kill(2)). "sig:ALRM",
-// "sig:ALRM:process". An alarm armed to signal its thread must not outlive that thread.
+// "sig:ALRM:process". An alarm armed to signal its thread must not outlive that thread. The signal does what
+// the process has it do: without a handler most, SIGALRM too, end the process, and a handler with SA_RESTART
+// lets the system call go on (signal(7)). To end the call with EINTR: sigaction(2) without SA_RESTART.
 Action send_signal(int signal, SignalTarget target = SignalTarget::arming_thread);
 // A signal to any process. The pidfd is taken now (Linux >= 5.3), so a later process with the same number is
 // never hit. Signal first, as in the shell. "kill:TERM:1234"
@@ -95,11 +97,11 @@ class ActionChain {
   ActionChain(Action action);  // NOLINT(google-explicit-constructor): one action is a chain of one
   ActionChain(std::initializer_list<Action> actions);
   explicit ActionChain(std::vector<Action> actions);
-
-  // Actions separated by ';' (quote one inside run/exec): "sig:ALRM; sleep:2s; run:mysql -e 'kill 42'". One
   ActionChain(const ActionChain&) = default;
   ActionChain& operator=(const ActionChain&) = default;
   ~ActionChain() = default;
+
+  // Actions separated by ';' (quote one inside run/exec): "sig:ALRM; sleep:2s; run:mysql -e 'kill 42'". One
   // close or shut action may name several targets, "close:5,7": it becomes several actions.
   [[nodiscard]] static Result<ActionChain> parse(std::string_view text);
 

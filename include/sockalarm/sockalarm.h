@@ -4,6 +4,10 @@
 // Know the instant a TCP peer goes away, from a thread that is blocked, and run a chain of actions exactly
 // once:
 //
+//   struct sigaction interrupt = {};          // once: a handler for SIGALRM that does nothing. Without one
+//   interrupt.sa_handler = [](int) {};        // the signal ends the process; with SA_RESTART in sa_flags
+//   sigaction(SIGALRM, &interrupt, nullptr);  // the system call would go on
+//
 //   auto watcher = sockalarm::Watcher::create().value();
 //   auto watch = watcher.watch(client_fd).value();                     // once per connection
 //   {

@@ -181,11 +181,13 @@ class Watch {
       const noexcept;          // of the first of events::shut; epoch: none
   int error() const noexcept;  // errno that came with it, if known
 
-  // Arm a chain for the calling thread. If a wanted event has happened already it fires at once.
+  // Arm a chain for the calling thread. If a wanted event has happened already it fires at once, so the
+  // handler of a signal that it sends must be there before: see send_signal().
   // Errors: the chain's own error(), invalid_events, inert_after_fork, stopped.
   [[nodiscard]] Result<Alarm> arm(const ActionChain& chain, ArmOptions options = {}) const;
-  [[nodiscard]] Result<Alarm> arm(
-      ArmOptions options = {}) const;  // send_signal(SIGALRM); off Linux to the process
+  // With send_signal(SIGALRM), off Linux to the process. SIGALRM needs a handler, made by sigaction(2)
+  // without SA_RESTART: without one the signal ends the process.
+  [[nodiscard]] Result<Alarm> arm(ArmOptions options = {}) const;
 
   // Stopped when one of `on` happens; every call returns the same token's state, the first call's `on`
   // counts. Empty (never stopped) where arming fails: after fork() or when the Watcher is gone.
@@ -206,9 +208,9 @@ class Watch {
 // Any thread may call. Destroying it ends all chains after their running action; Watches and Alarms may
 // outlive it and then say `stopped`. After fork() the child's copy is inert; the child makes its own.
 // Nothing is lost when the kernel's ring is full: the shared table is swept.
+// Moved from, it watches nothing: watch() says `stopped`.
 class Watcher {
  public:
-// Moved from, it watches nothing: watch() says `stopped`.
   // Errors: invalid_options, what the forced source lacks (the text says which privilege or kernel feature),
   // thread or descriptor limits.
   [[nodiscard]] static Result<Watcher> create(Options options = {});

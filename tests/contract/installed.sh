@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# installed.sh SOURCE BUILD CXX: installs BUILD into a folder of its own and builds and runs a program against it, by
-# find_package() and by pkg-config.
+# installed.sh SOURCE BUILD CXX: installs BUILD into a folder of its own and builds and runs programs against it: one by
+# find_package() and by pkg-config, and the examples of README.md and sockalarm.h.
 set -euo pipefail
 source=$1 build=$2 cxx=$3
 work=$(mktemp -d)
@@ -15,7 +15,17 @@ cmake --build "$work/outside" >>"$work/log"
 PKG_CONFIG_PATH=$(dirname "$(find "$work/prefix" -name sockalarm.pc)")
 export PKG_CONFIG_PATH
 pkg-config --validate sockalarm
-# shellcheck disable=SC2046
-"$cxx" -std=c++20 "$source/tests/contract/outside/main.cpp" -o "$work/by-pkg-config" $(pkg-config --cflags --libs --static sockalarm)
+read -ra flags < <(pkg-config --cflags --libs --static sockalarm)
+"$cxx" -std=c++20 "$source/tests/contract/outside/main.cpp" -o "$work/by-pkg-config" "${flags[@]}"
 "$work/by-pkg-config"
+
+run_example() {  # the text is on stdin
+  mkdir "$work/$1"
+  cat >"$work/$1/example.inc"
+  [ -s "$work/$1/example.inc" ] || { echo "no example found: $1" >&2; exit 1; }
+  "$cxx" -std=c++20 -D_GNU_SOURCE -I "$work/$1" "$source/tests/contract/outside/example.cpp" -o "$work/$1/example" "${flags[@]}"
+  "$work/$1/example"
+}
+awk '/^```cpp/ { inside = 1; next } /^```/ && inside { exit } inside' "$source/README.md" | run_example readme
+sed -n 's|^//   ||p' "$source/include/sockalarm/sockalarm.h" | run_example header
 if [ -x "$work/prefix/bin/sockalarm" ]; then "$work/prefix/bin/sockalarm" --version; fi
