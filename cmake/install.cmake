@@ -3,6 +3,8 @@ include(CMakePackageConfigHelpers)
 
 install(TARGETS sockalarm EXPORT sockalarmTargets)
 install(DIRECTORY include/sockalarm TYPE INCLUDE)
+install(FILES LICENSE.md TYPE DOC)
+install(DIRECTORY LICENSES TYPE DOC)
 install(EXPORT sockalarmTargets NAMESPACE sockalarm:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/sockalarm)
 configure_package_config_file(cmake/sockalarmConfig.cmake.in sockalarmConfig.cmake
                               INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/sockalarm)

@@ -28,4 +28,8 @@ run_example() {  # the text is on stdin
 }
 awk '/^```cpp/ { inside = 1; next } /^```/ && inside { exit } inside' "$source/README.md" | run_example readme
 sed -n 's|^//   ||p' "$source/include/sockalarm/sockalarm.h" | run_example header
+
+for text in LICENSE.md Apache-2.0.txt GPL-2.0-only.txt; do
+  [ -n "$(find "$work/prefix" -name "$text" -size +0)" ] || { echo "$text is not installed" >&2; exit 1; }
+done
 if [ -x "$work/prefix/bin/sockalarm" ]; then "$work/prefix/bin/sockalarm" --version; fi
