@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <sys/prctl.h>
 
+#include <algorithm>
+#include <chrono>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
@@ -29,19 +31,27 @@ UniqueFd connect_to_port(const std::string& port) {
   return client;
 }
 
-// The object that --json writes for `event`, once it is there.
-nlohmann::json told(const Process& process, const std::string& event) {
+// The object that --json wrote as the `count`th for `event`, once it is there.
+nlohmann::json told(const Process& process, const std::string& event, int count) {
   nlohmann::json found;
   EXPECT_TRUE(eventually([&] {
     const std::string errors = process.errors();
+    int seen = 0;
     for (std::size_t at = 0, end = 0; (end = errors.find('\n', at)) != std::string::npos; at = end + 1) {
       const auto line = nlohmann::json::parse(errors.substr(at, end - at), nullptr, false);
-      if (line.is_object() && line.value("event", "") == event) found = line;
+      if (line.is_object() && line.value("event", "") == event && ++seen == count) found = line;
     }
     return !found.is_null();
   })) << process.errors();
   return found;
 }
+
+using Milliseconds = std::chrono::duration<double, std::milli>;
+
+// A command must be gone so soon after its client. The rule for the median alone: one visit may meet with
+// whatever else this machine does.
+constexpr Milliseconds kLimit{50};
+constexpr int kVisits = 7;
 
 class CliSocatTest : public ::testing::Test {
  protected:
@@ -53,29 +63,41 @@ class CliSocatTest : public ::testing::Test {
   void serve(const std::string& source, const std::string& options, const std::string& serving) {
     const std::string port = free_port();
     const UniqueFd nothing = null();
+    std::vector<Milliseconds> times;
     {
       Process socat({"socat", "TCP-LISTEN:" + port + ",bind=127.0.0.1,fork,reuseaddr",
                      "EXEC:" + kCli + " run --json --source " + source + " -- sleep 600" + options},
                     nothing.get(), nothing.get());
-      UniqueFd client = connect_to_port(port);
-      const auto start = told(socat, "start");
-      ASSERT_TRUE(start.is_object());
-      EXPECT_EQ(start.at("source"), serving);
-      const pid_t command = start.at("pid");
-      ASSERT_TRUE(alive(command));
-      const auto left = std::chrono::steady_clock::now();
-      client.reset();
-      while (alive(command) && std::chrono::steady_clock::now() - left < kPatience) {
-      }
-      const auto took =
-          std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - left);
-      EXPECT_FALSE(alive(command));
-      std::cout << "--source " << source << ", EXEC" << options << " (" << serving
-                << " serves): the command was gone " << static_cast<double>(took.count()) / 1000
-                << " ms after its client\n";
-      EXPECT_EQ(told(socat, "exit").at("status"), 123);
+      for (int visit = 1; visit <= kVisits; ++visit) times.push_back(visited(socat, port, visit, serving));
     }
     nothing_is_left();
+    std::sort(times.begin(), times.end());
+    const Milliseconds median = times[times.size() / 2];
+    std::cout << "--source " << source << ", EXEC" << options << " (" << serving << " serves), " << kVisits
+              << " clients: the command was gone " << times.front().count() << " to " << times.back().count()
+              << " ms after its client, median " << median.count() << " ms\n";
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which take their time
+    EXPECT_LE(median, kLimit);
+#endif
+  }
+
+  // How long after its client the command of the `visit`th one was gone.
+  static Milliseconds visited(const Process& socat, const std::string& port, int visit,
+                              const std::string& serving) {
+    UniqueFd client = connect_to_port(port);
+    const auto start = told(socat, "start", visit);
+    if (!start.is_object()) return kPatience;
+    EXPECT_EQ(start.at("source"), serving);
+    const pid_t command = start.at("pid");
+    EXPECT_TRUE(alive(command));
+    const auto left = std::chrono::steady_clock::now();
+    client.reset();
+    while (alive(command) && std::chrono::steady_clock::now() - left < kPatience) {
+    }
+    const Milliseconds took = std::chrono::steady_clock::now() - left;
+    EXPECT_FALSE(alive(command));
+    EXPECT_EQ(told(socat, "exit", visit).value("status", -1), 123);
+    return took;
   }
 
   // In the process table: socat is collected, its children are either gone or come to us.
