@@ -42,8 +42,8 @@ class Action {
   std::shared_ptr<const detail::ActionImpl> impl_;
 };
 
-// The text form, which parse_action() takes back. call() and request_stop() have one for people only
-// ("call", "stop"): code cannot be written down.
+// The text form, which parse_action() takes back. call(), call_blocking() and request_stop() have one for
+// people only ("call", "call_blocking", "stop"): code cannot be written down.
 std::string to_string(const Action& action);
 bool operator==(const Action& a, const Action& b);
 
@@ -82,6 +82,11 @@ Action sleep_for(std::chrono::nanoseconds duration);
 // it short. An exception stops the chain and is counted as a failure. All signals are blocked there.
 Action call(std::function<Verdict(const Event&)> function);
 Action call(std::function<void()> function);
+// Call a function that may block, on a helper thread (Options::helper_threads): no other alarm waits for it,
+// but those that need a helper too, when all of them are busy. The chain goes on when it has returned, and
+// the end of the alarm's scope waits for that. An exception and signals are treated as by call().
+Action call_blocking(std::function<Verdict(const Event&)> function);
+Action call_blocking(std::function<void()> function);
 Action request_stop(std::stop_source source);
 // Add 1 to an eventfd(2) that the caller keeps open. "notify:9"
 Action notify(int eventfd);
@@ -116,6 +121,12 @@ class ActionChain {
   const Error* error_ = nullptr;  // points into *actions_
   int first_signal_ = 0;          // of a chain that begins with a signal to the arming thread
 };
+
+// `action` so many times, with pauses in between that double from `pause` on, up to a second: for what may
+// come too early once, such as a signal before the system call that it is to end. What is left of it ends
+// with the alarm's scope.
+ActionChain repeated(const Action& action, int times = 16,
+                     std::chrono::nanoseconds pause = std::chrono::milliseconds(10));
 
 std::string to_string(const ActionChain& chain);  // the form that ActionChain::parse() takes
 

@@ -65,6 +65,8 @@ struct Options {
   int realtime_priority =
       0;  // 1 to 99: the dispatcher runs under SCHED_FIFO; needs CAP_SYS_NICE or RLIMIT_RTPRIO,
           // and where that is refused describe() says so. 0: as the creating thread
+  int helper_threads = 8;  // at most so many, started when first needed, run what may block: call_blocking()
+                           // and the database actions. 1 to 1024
   std::function<void(LogLevel, std::string_view)>
       log;  // called on any thread, also the dispatcher; may be empty
 };

@@ -12,7 +12,7 @@
 
 namespace sockalarm::detail {
 
-// What an action may know when it runs on the dispatcher thread.
+// What an action may know when it runs.
 struct ActionContext {
   const Event& event;            // what set the alarm off
   pid_t arming_thread = 0;       // kernel thread id of the thread that armed
@@ -33,8 +33,12 @@ struct Outcome {
 class ActionImpl {
  public:
   virtual ~ActionImpl() = default;
-  // Must not block (only call() may take the time its function takes) and must not throw.
+  // On the dispatcher thread, where it must not block (only call() may take the time its function takes).
+  // Must not throw.
   virtual Outcome run(const ActionContext& context) const = 0;
+  // True: run() is called on a helper thread instead and may block; it must not answer `pause`. Until it has
+  // returned the action is running, so who waits for the alarm's end waits for it too.
+  virtual bool may_block() const noexcept { return false; }
   virtual std::string text() const = 0;
   // The number, if all it does is to send a signal to the thread that armed; else 0.
   virtual int thread_signal() const noexcept { return 0; }

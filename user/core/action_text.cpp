@@ -147,6 +147,7 @@ constexpr Verb kVerbs[] = {
     {"sleep", "sleep:2s, 250ms, 10us, 5ns, 1m, 3h, 1d or 1.5 (seconds), up to 100 years", build_sleep},
     {"notify", "the number of an open eventfd: notify:9", build_notify},
     {"call", "an action made in the program", build_code},
+    {"call_blocking", "an action made in the program", build_code},
     {"stop", "an action made in the program", build_code},
 };
 

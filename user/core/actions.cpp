@@ -320,10 +320,11 @@ class Code : public Step {
 
 class Call final : public Code {
  public:
-  explicit Call(std::function<Verdict(const Event&)> function)
-      : Code("call"), function_(std::move(function)) {
-    if (!function_) error_ = invalid("call: the function is empty; expected one that can be called");
+  explicit Call(std::function<Verdict(const Event&)> function, bool blocks = false)
+      : Code(blocks ? "call_blocking" : "call"), function_(std::move(function)), blocks_(blocks) {
+    if (!function_) error_ = invalid(text() + ": the function is empty; expected one that can be called");
   }
+  bool may_block() const noexcept override { return blocks_; }
 
  private:
   static Outcome threw(std::error_code code, const std::string& what) {
@@ -344,7 +345,17 @@ class Call final : public Code {
   }
 
   const std::function<Verdict(const Event&)> function_;
+  const bool blocks_;
 };
+
+// What calls a function without arguments; empty if that is.
+std::function<Verdict(const Event&)> going_on(std::function<void()> function) {
+  if (!function) return nullptr;
+  return [function = std::move(function)](const Event&) {
+    function();
+    return Verdict::proceed;
+  };
+}
 
 class RequestStop final : public Code {
  public:
@@ -425,12 +436,12 @@ Action run(std::vector<std::string> argv) { return make<Run>(std::move(argv)); }
 Action exec(std::vector<std::string> argv) { return make<Exec>(std::move(argv)); }
 Action sleep_for(std::chrono::nanoseconds duration) { return make<Sleep>(duration); }
 Action call(std::function<Verdict(const Event&)> function) { return make<Call>(std::move(function)); }
-Action call(std::function<void()> function) {
-  if (!function) return make<Call>(nullptr);
-  return make<Call>([function = std::move(function)](const Event&) {
-    function();
-    return Verdict::proceed;
-  });
+Action call(std::function<void()> function) { return make<Call>(going_on(std::move(function))); }
+Action call_blocking(std::function<Verdict(const Event&)> function) {
+  return make<Call>(std::move(function), true);
+}
+Action call_blocking(std::function<void()> function) {
+  return make<Call>(going_on(std::move(function)), true);
 }
 Action request_stop(std::stop_source source) { return make<RequestStop>(std::move(source)); }
 Action notify(int eventfd) { return make<Notify>(eventfd); }
@@ -450,6 +461,19 @@ ActionChain::ActionChain(std::vector<Action> actions) {
   for (const Action& action : *actions_)
     if (error_ == nullptr) error_ = action.error();
   first_signal_ = actions_->front().impl().thread_signal();
+}
+
+ActionChain repeated(const Action& action, int times, std::chrono::nanoseconds pause) {
+  constexpr std::chrono::nanoseconds kLongest = std::chrono::seconds(1);
+  std::vector<Action> steps;
+  for (int i = 0; i < times; ++i) {
+    if (i > 0) {
+      steps.push_back(sleep_for(pause));
+      if (pause < kLongest) pause = std::min(pause * 2, kLongest);
+    }
+    steps.push_back(action);
+  }
+  return ActionChain(std::move(steps));
 }
 
 // A chain that was moved from has no actions, but still the pointer.

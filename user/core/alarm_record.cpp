@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/alarm_record.h"
 
-#include <thread>
-
 #include "core/core.h"
 #include "core/socket.h"
 
@@ -81,6 +79,7 @@ bool AlarmRecord::begin_action(std::uint32_t generation, int index) {
   resume = Dispatcher::kNoTimer;
   if (ended_by_cancel()) return false;
   phase.store(Phase::running);
+  runner = std::this_thread::get_id();
   current.store(index);
   return true;
 }
@@ -91,6 +90,17 @@ bool AlarmRecord::park(Dispatcher::TimerId until) {
   resume = until;
   phase.store(Phase::parked);
   return true;
+}
+
+bool AlarmRecord::hand_over() {
+  const std::lock_guard lock(mutex);
+  if (ended_by_cancel()) return false;
+  phase.store(Phase::queued);
+  return true;
+}
+
+bool AlarmRecord::runs_here() noexcept {
+  return phase.load() == Phase::running && runner == std::this_thread::get_id();
 }
 
 bool AlarmRecord::ended_by_cancel() noexcept {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <thread>
 
 #include "core/dispatcher.h"
 #include "core/watch_state.h"
@@ -27,7 +28,7 @@ struct ThreadAlarms;
 // It is won by the library, armed -> fired, or in the arming thread, which sends the signal that the chain
 // begins with: armed -> delivering -> delivered. Then the dispatcher calls queue(), and from there on `phase`
 // tells how far the chain is, under `mutex`:
-//   waiting -> queued -> running -> (parked -> running ...) -> ended
+//   waiting -> queued -> running -> (parked or queued -> running ...) -> ended
 // A cancel that finds the alarm fired ends it at the next step. `idle` implies `waiting` with nothing under
 // way.
 struct AlarmRecord : std::enable_shared_from_this<AlarmRecord> {
@@ -90,6 +91,8 @@ struct AlarmRecord : std::enable_shared_from_this<AlarmRecord> {
   bool queue(std::uint32_t generation, const Event& what_happened);  // false: over
   bool begin_action(std::uint32_t generation, int index);            // false: over
   bool park(Dispatcher::TimerId until);                              // false: over
+  bool hand_over();           // what was begun is run by another thread. False: over
+  bool runs_here() noexcept;  // the action that runs is the caller. Mutex held
   void end(bool complete) noexcept;
   void cut_short() noexcept;  // the dispatcher is gone
 
@@ -100,6 +103,7 @@ struct AlarmRecord : std::enable_shared_from_this<AlarmRecord> {
   std::atomic<bool> complete{false};
   bool cancel_requested = false;
   std::uint32_t run_generation = 0;
+  std::thread::id runner;  // while phase is `running`
   Event cause;
   Dispatcher::TimerId resume{};
 

@@ -85,6 +85,9 @@ Result<void> check(const Options& options) {
                   " ms; it must be at least 1 ms");
   if (options.spin_for.count() < 0)
     return refuse("spin_for is " + std::to_string(options.spin_for.count()) + " us; it must be 0 us or more");
+  if (options.helper_threads < 1 || options.helper_threads > 1024)
+    return refuse("helper_threads is " + std::to_string(options.helper_threads) +
+                  "; it must be between 1 and 1024");
   if (options.realtime_priority < 0 || options.realtime_priority > 99)
     return refuse("realtime_priority is " + std::to_string(options.realtime_priority) +
                   "; it must be 1 to 99, or 0 for an ordinary thread");
@@ -391,7 +394,8 @@ Cancelled Core::cancel(AlarmRecord& record, bool wait) noexcept {
     // While it is being sent the chain is under way too, and the dispatcher ends it when it takes over.
     if (record.phase.load() == AlarmRecord::Phase::running || sending) {
       record.cancel_requested = true;
-      if (wait && !dispatcher_.on_this_thread())
+      // Not from inside that action, nor on the dispatcher if it is the one that has to end it.
+      if (wait && !record.runs_here() && !(sending && dispatcher_.on_this_thread()))
         record.ended.wait(lock, [&] { return record.phase.load() == AlarmRecord::Phase::ended; });
     } else {
       record.phase.store(AlarmRecord::Phase::ended);

@@ -25,6 +25,7 @@ void relax() noexcept {
 }  // namespace
 
 Result<void> Dispatcher::start(std::shared_ptr<void> owner, NewsHandler on_news) {
+  owner_ = owner;
   // The thread inherits the mask it is created under, so no signal can reach it, not even in its first
   // moment.
   sigset_t all;
@@ -58,11 +59,13 @@ Result<void> Dispatcher::make_realtime([[maybe_unused]] int priority) {
 void Dispatcher::stop() noexcept {
   refuse();
   source_.wake();
-  if (!thread_.joinable()) return;
-  if (on_this_thread())
-    thread_.detach();
-  else
-    thread_.join();
+  if (thread_.joinable()) {
+    if (on_this_thread())
+      thread_.detach();
+    else
+      thread_.join();
+  }
+  helpers_.stop();  // the last one to give them work has ended, or is here
 }
 
 void Dispatcher::post(const Job& job) {
@@ -211,6 +214,9 @@ void Dispatcher::run_chain(const Job& job) {
     if (static_cast<std::size_t>(index) == alarm.chain.size()) return alarm.end(true);
     if (stopped()) return alarm.end(false);
     const Action& action = alarm.chain[static_cast<std::size_t>(index)];
+    // One that may block is not for this thread, and any other one is for this thread alone.
+    if (action.impl().may_block() == on_this_thread() && hand_over({job.alarm, job.generation, index}))
+      return;
     const Outcome outcome = action.impl().run({alarm.cause, alarm.arming_thread.load(), program_mask_});
     actions_run_.fetch_add(1, std::memory_order_relaxed);
     if (outcome.failure) {
@@ -227,6 +233,18 @@ void Dispatcher::run_chain(const Job& job) {
       return;
     }
   }
+}
+
+// Gives the chain, whose next action has begun, to a helper, or by a helper back to the dispatcher. False: no
+// thread can be started; then it is done here, late for others, rather than never.
+bool Dispatcher::hand_over(const Job& job) {
+  if (on_this_thread() && !helpers_.ready(owner_)) return false;
+  if (!job.alarm->hand_over()) return true;  // cancelled
+  if (on_this_thread())
+    helpers_.post([this, job] { run_chain(job); });
+  else
+    post(job);
+  return true;
 }
 
 }  // namespace sockalarm::detail

@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/helpers.h"
 #include "core/source.h"
 
 namespace sockalarm::detail {
@@ -26,7 +27,8 @@ struct AlarmRecord;
 using LogHook = std::function<void(LogLevel, std::string_view)>;
 
 // The one background thread: waits on the source and on timers, hands news on, and runs chains. A chain that
-// sleeps is parked on a timer, so no chain waits for another. All signals are blocked in the thread.
+// sleeps is parked on a timer, and an action that may block is run by a helper thread, which hands the chain
+// back, so no chain waits for another. All signals are blocked in all these threads.
 // Its mutex is a leaf: nothing else is locked under it, and callbacks run without it.
 class Dispatcher {
  public:
@@ -45,7 +47,11 @@ class Dispatcher {
   }
 
   Dispatcher(Source& source, const Options& options)
-      : source_(source), log_(options.log), waking_(options.waking), spin_for_(options.spin_for) {}
+      : source_(source),
+        log_(options.log),
+        waking_(options.waking),
+        spin_for_(options.spin_for),
+        helpers_(options.helper_threads) {}
   Dispatcher(const Dispatcher&) = delete;
   Dispatcher& operator=(const Dispatcher&) = delete;
 
@@ -56,8 +62,7 @@ class Dispatcher {
   Result<void> make_realtime(int priority);
   // From here on stopped(): the first half of stop().
   void refuse() noexcept { stopping_.store(true); }
-  // Ends the thread after the action that is just running. Called on that thread itself it only asks for the
-  // end.
+  // Ends the threads after the actions that are just running. Called on one of them it only asks that one.
   void stop() noexcept;
   // In a forked child there is no thread to stop.
   void abandon() noexcept { refuse(); }
@@ -89,6 +94,7 @@ class Dispatcher {
   void run_due_timers();
   void run_jobs();
   void run_chain(const Job& job);
+  bool hand_over(const Job& job);
 
   Source& source_;
   const LogHook log_;
@@ -96,6 +102,7 @@ class Dispatcher {
   const std::chrono::microseconds spin_for_;
   Clock::time_point last_news_{};  // the thread's
   sigset_t program_mask_{};        // the creator's; programs that are started get it back
+  std::weak_ptr<void> owner_;      // of this
   std::thread thread_;
   std::atomic<std::thread::id> thread_id_{};
   std::atomic<bool> stopping_{false};
@@ -106,6 +113,8 @@ class Dispatcher {
   std::map<TimerId, std::function<void()>> timers_;
   std::uint64_t next_timer_ = 1;
   bool over_ = false;  // the thread takes no more jobs
+
+  Helpers helpers_;
 };
 
 }  // namespace sockalarm::detail
