@@ -126,7 +126,7 @@ class ActionChain {
 // come too early once, such as a signal before the system call that it is to end. What is left of it ends
 // with the alarm's scope.
 ActionChain repeated(const Action& action, int times = 16,
-                     std::chrono::nanoseconds pause = std::chrono::milliseconds(10));
+                     std::chrono::nanoseconds pause = std::chrono::milliseconds(20));
 
 std::string to_string(const ActionChain& chain);  // the form that ActionChain::parse() takes
 
