@@ -11,6 +11,7 @@ cmake --install "$build" --prefix "$work/prefix" >"$work/log"
 cmake -S "$source/tests/contract/outside" -B "$work/outside" -DCMAKE_PREFIX_PATH="$work/prefix" -DCMAKE_CXX_COMPILER="$cxx" >>"$work/log"
 cmake --build "$work/outside" >>"$work/log"
 "$work/outside/outside"
+"$work/outside/databases"
 
 PKG_CONFIG_PATH=$(dirname "$(find "$work/prefix" -name sockalarm.pc)")
 export PKG_CONFIG_PATH
@@ -31,5 +32,14 @@ sed -n 's|^//   ||p' "$source/include/sockalarm/sockalarm.h" | run_example heade
 
 for text in LICENSE.md Apache-2.0.txt GPL-2.0-only.txt; do
   [ -n "$(find "$work/prefix" -name "$text" -size +0)" ] || { echo "$text is not installed" >&2; exit 1; }
+done
+for component in postgres mariadb; do
+  if [ -e "$PKG_CONFIG_PATH/sockalarm-$component.pc" ]; then
+    pkg-config --validate "sockalarm-$component"
+    # shellcheck disable=SC2046
+    "$cxx" -std=c++20 "-DOUTSIDE_${component^^}" "$source/tests/contract/outside/databases.cpp" -o "$work/by-pkg-config-$component" \
+      $(pkg-config --cflags --libs --static "sockalarm-$component")
+    "$work/by-pkg-config-$component"
+  fi
 done
 if [ -x "$work/prefix/bin/sockalarm" ]; then "$work/prefix/bin/sockalarm" --version; fi

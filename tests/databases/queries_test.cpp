@@ -176,7 +176,7 @@ TEST_P(QueriesTest, AStaleCancelDoesNotHitTheNextQuery) {
     const Watch watch = watcher().watch(connection.ours.get()).value();
     const auto begin = std::chrono::steady_clock::now();
     const auto moment = std::chrono::microseconds(random() % 25'000);
-    std::thread client([&] {
+    const std::jthread client([&] {
       std::this_thread::sleep_until(begin + moment);
       connection.peer.reset();
     });
@@ -191,7 +191,6 @@ TEST_P(QueriesTest, AStaleCancelDoesNotHitTheNextQuery) {
     }
     ASSERT_NE(static_cast<int>(answer.kind), static_cast<int>(Answer::Kind::failed)) << answer.text;
     (answer.kind == Answer::Kind::stopped ? stopped : done) += 1;
-    client.join();
   }
   std::cout << stopped << " stopped, " << done << " done\n";
   EXPECT_GT(stopped, 0);
