@@ -206,10 +206,11 @@ class Watch {
   std::unique_ptr<detail::WatchHandle> handle_;
 };
 
-// Knows the moment peers leave, on one background thread (all signals blocked there). Make one per process.
-// Any thread may call. Destroying it ends all chains after their running action; Watches and Alarms may
-// outlive it and then say `stopped`. After fork() the child's copy is inert; the child makes its own.
-// Nothing is lost when the kernel's ring is full: the shared table is swept.
+// Knows the moment peers leave, on one background thread, and runs there what they set off; what may block,
+// on a few more. All signals are blocked in these threads. Make one per process. Any thread may call.
+// Destroying it ends all chains after their running action; Watches and Alarms may outlive it and then say
+// `stopped`. After fork() the child's copy is inert; the child makes its own. Nothing is lost when the
+// kernel's ring is full: the shared table is swept.
 // Moved from, it watches nothing: watch() says `stopped`.
 class Watcher {
  public:

@@ -241,6 +241,7 @@ TEST_F(ActionText, SaysWhatIsWrong) {
       {"notify:x", Errc::invalid_text, "'x'"},
       {"notify:" + fd_, Errc::invalid_action, "eventfd"},
       {"call", Errc::invalid_text, "code cannot"},
+      {"call_blocking", Errc::invalid_text, "code cannot"},
       {"stop", Errc::invalid_text, "code cannot"},
   };
   for (const auto& [text, code, part] : cases) {

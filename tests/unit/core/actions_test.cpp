@@ -294,6 +294,12 @@ TEST(Actions, CodeEqualsItselfAlone) {
   const std::stop_source source;
   EXPECT_FALSE(request_stop(source) == request_stop(source));
   EXPECT_EQ(to_string(one), "call");
+  EXPECT_FALSE(one.impl().may_block());
+  const Action blocking = call_blocking([] {});
+  EXPECT_EQ(to_string(blocking), "call_blocking");
+  EXPECT_TRUE(blocking.impl().may_block());
+  EXPECT_FALSE(blocking == call_blocking([] {}));
+  expect_invalid(call_blocking(std::function<void()>()), Errc::invalid_action, "call_blocking: the function");
   EXPECT_EQ(to_string(request_stop(source)), "stop");
 }
 
