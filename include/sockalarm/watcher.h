@@ -122,6 +122,8 @@ class Alarm {
   // Arm again, for the calling thread. False: it was armed or its chain is under way. If the peer is gone
   // already it fires at once.
   bool start();
+  // cancel(), but only if it has not fired: else its chain goes on. True: nothing of it ran or will.
+  bool disarm() noexcept;
   // When it returns, no further action of this alarm starts.
   Cancelled cancel() noexcept;
   // And none is running either.
@@ -229,6 +231,7 @@ class Watcher {
   Stats stats() const;
 
  private:
+  friend class Requests;
   explicit Watcher(std::shared_ptr<detail::Core> core) noexcept;
   std::shared_ptr<detail::Core> core_;
 };

@@ -102,4 +102,16 @@ std::optional<int> parse_signal(std::string_view text) {
   return std::nullopt;
 }
 
+int free_realtime_signal() noexcept {
+#ifdef SIGRTMAX
+  for (int number = SIGRTMAX; number >= SIGRTMIN; --number) {
+    struct sigaction now{};
+    if (::sigaction(number, nullptr, &now) == 0 && (now.sa_flags & SA_SIGINFO) == 0 &&
+        now.sa_handler == SIG_DFL)
+      return number;
+  }
+#endif
+  return 0;
+}
+
 }  // namespace sockalarm::detail

@@ -364,24 +364,30 @@ bool Core::arm_with_help(AlarmRecord& record, std::uint64_t idle, std::uint64_t 
   return true;
 }
 
-Cancelled Core::cancel(AlarmRecord& record, bool wait) noexcept {
-  if (inert()) return Cancelled::inactive;
+bool Core::disarm(AlarmRecord& record) noexcept {
+  if (inert()) return false;
   std::uint64_t word = record.control().load();
   for (;;) {
     Control control = Control::unpack(word);
+    if (control.state != Control::State::armed) return false;
+    control.state = Control::State::idle;
+    if (!record.control().compare_exchange_strong(word, control.pack())) continue;
+    if (record.needs_help()) settle(record);
+    return true;
+  }
+}
+
+Cancelled Core::cancel(AlarmRecord& record, bool wait) noexcept {
+  if (inert()) return Cancelled::inactive;
+  for (;;) {
+    if (disarm(record)) return Cancelled::prevented;
+    const Control control = Control::unpack(record.control().load());
     if (control.state == Control::State::idle) return Cancelled::inactive;
-    if (control.state == Control::State::armed) {
-      control.state = Control::State::idle;
-      if (!record.control().compare_exchange_strong(word, control.pack())) continue;
-      if (record.needs_help()) settle(record);
-      return Cancelled::prevented;
-    }
+    if (control.state == Control::State::armed) continue;
     std::unique_lock lock(record.mutex);
     if (Control::unpack(record.control().load()).generation != control.generation ||
-        !record.load().has_fired()) {
-      word = record.control().load();
+        !record.load().has_fired())
       continue;
-    }
     if (wait) take_pending_signal();
     if (record.over()) return Cancelled::inactive;
     const Dispatcher::TimerId resume = std::exchange(record.resume, Dispatcher::kNoTimer);

@@ -46,6 +46,7 @@ class Core final : public std::enable_shared_from_this<Core> {
   void remove(AlarmRecord& record) noexcept;  // by its destructor
 
   bool start(AlarmRecord& record);
+  bool disarm(AlarmRecord& record) noexcept;  // false: it was not armed
   Cancelled cancel(AlarmRecord& record, bool wait) noexcept;
 
   // Signal-driven I/O, in a signal handler of the thread that armed: takes the alarm if what it waits for has
@@ -55,6 +56,9 @@ class Core final : public std::enable_shared_from_this<Core> {
 
   // What set it off; as far as is known while the chain is about to begin.
   Event cause(AlarmRecord& record) const;
+
+  // For what is built on top: timers on its thread, the log hook.
+  Dispatcher& dispatcher() noexcept { return dispatcher_; }
 
   Description describe() const;
   Stats stats() const;

@@ -18,6 +18,7 @@
 #include "core/alarm_record.h"
 #include "core/core.h"
 #include "core/fork.h"
+#include "core/signal_text.h"
 #include "core/socket.h"
 #include "core/socket_identity.h"
 
@@ -160,16 +161,6 @@ bool is_ours(int number) noexcept {
          now.sa_sigaction == on_signal;
 }
 
-int free_signal() noexcept {
-  for (int number = SIGRTMAX; number >= SIGRTMIN; --number) {
-    struct sigaction now{};
-    if (::sigaction(number, nullptr, &now) == 0 && (now.sa_flags & SA_SIGINFO) == 0 &&
-        now.sa_handler == SIG_DFL)
-      return number;
-  }
-  return 0;
-}
-
 // The record's mutex is held.
 void unlist(AlarmRecord& record) noexcept {
   if (!record.listed_in) return;
@@ -212,7 +203,7 @@ bool own(Socket& socket, int fd, int signal, pid_t tid) noexcept {
 Result<std::shared_ptr<Sigio>> Sigio::acquire() {
   const std::lock_guard lock(process_mutex);
   if (process_one == nullptr) {
-    const int signal = free_signal();
+    const int signal = free_realtime_signal();
     if (signal == 0)
       return fail(Error(Errc::unsupported, "signal-driven I/O: every real-time signal has a handler"));
     auto one = std::make_unique<Sigio>(signal);

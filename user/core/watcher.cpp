@@ -205,6 +205,7 @@ Alarm::~Alarm() {
 }
 
 bool Alarm::start() { return record_ != nullptr && record_->socket->core->start(*record_); }
+bool Alarm::disarm() noexcept { return record_ != nullptr && record_->socket->core->disarm(*record_); }
 Cancelled Alarm::cancel() noexcept {
   return record_ != nullptr ? record_->socket->core->cancel(*record_, false) : Cancelled::inactive;
 }
