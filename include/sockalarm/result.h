@@ -21,6 +21,11 @@ enum class Errc {
   unsupported,       // this build or this kernel cannot do it
   inert_after_fork,  // the object was inherited by fork(); the child must create its own Watcher
   stopped,           // the Watcher was destroyed
+  invalid_policy,    // a value in a Policy out of its range, or a policy file that does not parse
+  invalid_use,       // a Request used in a way that it cannot be
+  limit_passed,      // the time limit of a call
+  request_limit_passed,
+  peer_gone,  // the client left
 };
 
 const std::error_category& error_category() noexcept;

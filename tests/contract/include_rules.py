@@ -9,14 +9,17 @@ import tempfile
 # (files, what their includes may not match, why)
 RULES = [
     (r"include/", r"^(?!(sockalarm/|tl/expected\.hpp$|sys/|netinet/|[a-z_]+$|[a-z]+\.h$))", "public headers stand alone"),
-    (r"user/base/", r"^(core|cli|bpf)/", "base is the lowest room"),
-    (r"user/core/", r"^cli/", "the library does not know the tool"),
+    (r"user/base/", r"^(core|request|cli|bpf)/", "base is the lowest room"),
+    (r"user/core/", r"^(cli|request)/", "the library does not know the tool, nor what is built on top"),
+    (r"user/(core|base|cli)/", r"^(toml\+\+|re2)/", "only request scopes need these libraries"),
+    (r"user/request/", r"^(cli|bpf)/", "request scopes stand on the core"),
+    (r"user/request/(?!policy_toml\.cpp)", r"^toml\+\+/", "only policy_toml knows TOML"),
     (r"user/core/(?!bpf_session\.cpp)", r"^(bpf/|sockalarm\.skel\.h|cap-ng\.h)", "only bpf_session knows libbpf"),
     (r"user/core/(?!(bpf_session\.cpp|ring_reader\.(h|cpp)|watch_state\.h))", r"^sockalarm_abi\.h$", "the record layout is the business of bpf_session, ring_reader and watch_state"),
     (r"user/core/poll_source\.cpp", r"^(linux/|sys/(epoll|eventfd|timerfd|signalfd|inotify|prctl|syscall)\.h)", "the poll source is plain POSIX"),
     (r"user/core/", r"^((postgres|mariadb)/|sockalarm/(postgres|mariadb)\.h$|(libpq-fe|mysql)\.h$)", "the core depends on no database"),
     (r"user/(postgres|mariadb)/", r"^(?!core/action_impl\.h$)(core|cli|bpf|postgres|mariadb)/", "a component knows what an action is, and no more of the core"),
-    (r"user/cli/", r"^core/", "the tool uses the public promise"),
+    (r"user/cli/", r"^(core|request)/", "the tool uses the public promise"),
     (r"(include|user|bpf|tests)/", r"^\.\./", "includes are given from their root"),
 ]
 FIRST_LINES = re.compile(r"SPDX-License-Identifier: ")
@@ -43,8 +46,9 @@ def violations(root):
 def self_test():
     planted = {"include/sockalarm/a.h": "core/core.h", "user/base/a.h": "core/core.h", "user/core/a.cpp": "bpf/libbpf.h",
                "user/core/b.cpp": "sockalarm_abi.h", "user/core/poll_source.cpp": "sys/epoll.h", "user/cli/a.cpp": "core/core.h",
-               "user/core/c.cpp": "cli/commands.h", "user/core/d.cpp": "libpq-fe.h", "user/postgres/a.cpp": "core/core.h",
-               "tests/a.cpp": "../x.h"}
+               "user/core/c.cpp": "cli/commands.h", "user/core/f.cpp": "libpq-fe.h", "user/postgres/a.cpp": "core/core.h",
+               "user/core/c.cpp": "cli/commands.h", "user/core/d.cpp": "request/poke.h", "user/core/e.cpp": "re2/re2.h",
+               "user/request/a.cpp": "cli/commands.h", "user/request/b.cpp": "toml++/toml.h", "tests/a.cpp": "../x.h"}
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
         for name, included in planted.items():

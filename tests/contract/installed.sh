@@ -12,6 +12,7 @@ cmake -S "$source/tests/contract/outside" -B "$work/outside" -DCMAKE_PREFIX_PATH
 cmake --build "$work/outside" >>"$work/log"
 "$work/outside/outside"
 "$work/outside/databases"
+if [ -x "$work/outside/outside_request" ]; then "$work/outside/outside_request"; fi
 
 PKG_CONFIG_PATH=$(dirname "$(find "$work/prefix" -name sockalarm.pc)")
 export PKG_CONFIG_PATH
@@ -42,4 +43,10 @@ for component in postgres mariadb; do
     "$work/by-pkg-config-$component"
   fi
 done
+if [ -f "$PKG_CONFIG_PATH/sockalarm-request.pc" ]; then
+  # shellcheck disable=SC2046
+  "$cxx" -std=c++20 "$source/tests/contract/outside/request.cpp" -o "$work/request-by-pkg-config" \
+    $(pkg-config --cflags --libs --static sockalarm-request)
+  "$work/request-by-pkg-config"
+fi
 if [ -x "$work/prefix/bin/sockalarm" ]; then "$work/prefix/bin/sockalarm" --version; fi

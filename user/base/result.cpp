@@ -31,6 +31,16 @@ class Category final : public std::error_category {
         return "inherited by fork(), therefore inert";
       case Errc::stopped:
         return "the watcher is gone";
+      case Errc::invalid_policy:
+        return "invalid policy";
+      case Errc::invalid_use:
+        return "invalid use";
+      case Errc::limit_passed:
+        return "time limit of a call passed";
+      case Errc::request_limit_passed:
+        return "time limit of the request passed";
+      case Errc::peer_gone:
+        return "the peer has gone";
     }
     return "unknown error " + std::to_string(value);
   }

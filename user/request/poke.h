@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <pthread.h>
+#include <sockalarm/result.h>
+
+#include <atomic>
+
+namespace sockalarm::detail {
+
+// One thread that can be got out of its system calls, by a signal whose handler has no SA_RESTART and does
+// nothing else.
+//
+// `outstanding`: a signal was sent and has not been handled. Set by the sender before it sends, cleared by
+// the handler in the thread itself, or by the thread when it has taken what was pending. No second one is
+// sent meanwhile, since real-time signals queue up: a thread that blocks the signal finds one, not thousands.
+struct PokedThread {
+  pthread_t thread{};
+  std::atomic<bool> outstanding{false};
+};
+
+// The signal is the library's for the rest of the process's life: a late one must never meet the default
+// action, which ends the process.
+class Poker {
+ public:
+  // The one of this process; takes the signal the first time. Errc::unsupported: no real-time signal with its
+  // default action is left.
+  static Result<Poker> acquire();
+
+  int signal() const noexcept { return signal_; }
+  // The calling thread. It is let receive the signal, should the program have blocked it, the first time.
+  PokedThread& this_thread() const noexcept;
+  // False: not sent, since the program has taken the signal over. The thread must be alive.
+  bool send(PokedThread& to) const noexcept;
+  // The calling thread takes what was sent to it and has not arrived. When it returns nothing is pending.
+  void take_pending() const noexcept;
+
+ private:
+  explicit Poker(int signal) noexcept : signal_(signal) {}
+  int signal_;
+};
+
+}  // namespace sockalarm::detail
