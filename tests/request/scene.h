@@ -23,6 +23,7 @@ class Scene {
 
   Request begin(std::string_view path = "/") { return requests.begin(watch, path).value(); }
   void leave() { connection.peer.reset(); }
+  // The watch state is written before anybody is told.
   bool sees_it() {
     return eventually([&] { return watch.peer_gone(); });
   }

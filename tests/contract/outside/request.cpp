@@ -8,7 +8,8 @@
 
 int main() {
   using namespace std::chrono_literals;
-  const auto policy = sockalarm::parse_policy("call_limit = 0.01\n[[override]]\npath = '^/a'\nlimit = '5s'\n");
+  const auto policy =
+      sockalarm::parse_policy("call_limit = 0.01\n[[override]]\npath = '^/a'\nlimit = '5s'\n");
   if (!policy) return std::puts(policy.error().message().c_str()), 1;
   const auto watcher = sockalarm::Watcher::create();
   if (!watcher) return std::puts(watcher.error().message().c_str()), 1;
