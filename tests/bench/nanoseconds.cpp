@@ -4,6 +4,7 @@
 #include <benchmark/benchmark.h>
 #include <liburing.h>
 #include <poll.h>
+#include <sockalarm/request.h>
 #include <sys/epoll.h>
 
 #include <map>
@@ -59,6 +60,15 @@ class Subject {
     if (!watch_) state.SkipWithError(why_not_.c_str());
     return watch_ ? &*watch_ : nullptr;
   }
+  std::optional<Requests> requests(benchmark::State& state) const {
+    if (watch(state) == nullptr) return std::nullopt;
+    auto made = Requests::create(*watcher_);
+    if (!made) {
+      state.SkipWithError(made.error().message().c_str());
+      return std::nullopt;
+    }
+    return std::move(*made);
+  }
 
  private:
   test::Connection connection_ = test::tcp_pair();
@@ -73,6 +83,46 @@ void add(const std::string& name, const Settings& settings, Body body) {
       ->Repetitions(settings.pick(15, 3))
       ->MinTime(settings.pick(0.05, 0.002))
       ->UseRealTime();
+}
+
+// A request that does nothing, with the limits that one has by default, and one call in it.
+void add_requests(const std::string& name, const Settings& settings,
+                  const std::shared_ptr<Subject>& subject) {
+  add("request/" + name, settings, [subject](benchmark::State& state) {
+    const auto requests = subject->requests(state);
+    if (!requests) return;
+    for (auto _ : state) {
+      auto request = requests->begin(*subject->watch(state), "/");
+      benchmark::DoNotOptimize(request);
+    }
+  });
+  add("request_call/" + name, settings, [subject](benchmark::State& state) {
+    const auto requests = subject->requests(state);
+    if (!requests) return;
+    for (auto _ : state) {
+      auto request = requests->begin(*subject->watch(state), "/");
+      auto result = request->call("nothing", std::chrono::seconds(2), [](std::stop_token) { return 7; });
+      benchmark::DoNotOptimize(result);
+    }
+  });
+  add("call/" + name, settings, [subject](benchmark::State& state) {
+    const auto requests = subject->requests(state);
+    if (!requests) return;
+    auto request = requests->begin(*subject->watch(state), "/");
+    for (auto _ : state) {
+      auto result = request->call("nothing", std::chrono::seconds(2), [](std::stop_token) { return 7; });
+      benchmark::DoNotOptimize(result);
+    }
+  });
+  add("shield/" + name, settings, [subject](benchmark::State& state) {
+    const auto requests = subject->requests(state);
+    if (!requests) return;
+    auto request = requests->begin(*subject->watch(state), "/");
+    for (auto _ : state) {
+      const Shield shield = request->shield();
+      benchmark::ClobberMemory();
+    }
+  });
 }
 
 void add_subject(const std::string& name, const Settings& settings, SourceKind source, Delivery delivery) {
@@ -98,7 +148,9 @@ void add_subject(const std::string& name, const Settings& settings, SourceKind s
       benchmark::DoNotOptimize(alarm.cancel());
     }
   });
-  if (source != SourceKind::kernel || delivery != Delivery::automatic) return;
+  if (delivery != Delivery::automatic) return;
+  add_requests(name, settings, subject);
+  if (source != SourceKind::kernel) return;
   add("peer_gone", settings, [subject](benchmark::State& state) {
     const Watch* watch = subject->watch(state);
     if (watch == nullptr) return;

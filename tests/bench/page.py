@@ -98,7 +98,7 @@ def asking(results, drawn):
     asked += [[call, cell(rows.get(name), "ns")] for name, call in zip((*baselines, "empty_loop"), calls)]
     header = ["", "ns", "cheaper than poll", "cheaper than recv", "cheaper than TCP_INFO"]
     picture = plot(drawn, "asking.svg", "Nanoseconds of asking and arming")
-    return words.ASKING + table(header, asked) + picture + arming(results) + machine_code(results)
+    return words.ASKING + table(header, asked) + picture + arming(results) + requests(results) + machine_code(results)
 
 
 def arming(results):
@@ -122,6 +122,21 @@ def arming(results):
     lines.append(["io_uring poll add + remove, one system call", cell(rows.get("io_uring_add_remove"), "ns")])
     header = ["source", "arm + scope end, ns", "start + cancel, ns", "cheaper than epoll_ctl", "cheaper than io_uring"]
     return words.ARMING + table(header + ["system calls", "allocations"], lines)
+
+
+def requests(results):
+    rows = rows_of(results, "nanoseconds")
+    sources = ("kernel", "epoll", "poll")
+    lines = [
+        [what, *(cell(rows.get(f"{name}/{source}"), "ns") for source in sources)]
+        for name, what in (
+            ("request", "a `Request`"),
+            ("request_call", "a `Request` with one `call`"),
+            ("call", "one more `call`"),
+            ("shield", "a `Shield`"),
+        )
+    ]
+    return words.REQUESTS + table(["", *sources], lines)
 
 
 def machine_code(results):

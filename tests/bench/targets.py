@@ -43,6 +43,14 @@ TARGETS = [
         ("counts", "rows", "kernel", "arm_cancel", "allocations"),
     ),
     (
+        "request_ns",
+        "a request with one call that does nothing takes",
+        "ns",
+        "<=",
+        2000,
+        ("nanoseconds", "rows", "request_call/kernel", "ns"),
+    ),
+    (
         "task_work_idle",
         "task work to an epoll thread, idle, p50",
         "of it",

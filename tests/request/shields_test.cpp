@@ -118,9 +118,9 @@ TEST_P(Shields, CleaningUpAfterAStop) {
 TEST_P(Shields, DirectSignalsOfTheRequestsAlarmsWait) {
   SOCKALARM_WATCHER(watcher, GetParam());
   const SignalCounter signals(SIGALRM);
+  Journal journal;
   Scene scene(watcher);
   Request request = scene.begin();
-  Journal journal;
   ASSERT_TRUE(request.arm(send_signal(SIGALRM)));
   ASSERT_TRUE(request.arm(journal.entry("called")));
   {
@@ -143,9 +143,9 @@ TEST_P(Shields, DirectSignalsOfTheRequestsAlarmsWait) {
 TEST_P(Shields, AChainThatHadBegunSignalsAfterwards) {
   SOCKALARM_WATCHER(watcher, GetParam());
   const SignalCounter signals(SIGALRM);
+  Journal journal;
   Scene scene(watcher);
   Request request = scene.begin();
-  Journal journal;
   ASSERT_TRUE(
       request.arm({journal.entry("begun"), sleep_for(5ms), send_signal(SIGALRM), journal.entry("sent")}));
   scene.leave();
