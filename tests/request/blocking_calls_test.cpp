@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fcntl.h>
+#include <semaphore.h>
 #include <sys/epoll.h>
 #include <sys/file.h>
 #include <sys/select.h>
@@ -31,6 +32,21 @@ struct Blocking {
 struct Read final : Blocking {
   int block() override { return pipe.read(); }
   SilentPipe pipe;
+};
+// Into a pipe that is full.
+struct Write final : Blocking {
+  Write() {
+    int ends[2];
+    require(::pipe2(ends, O_CLOEXEC | O_NONBLOCK) == 0, "pipe2");
+    out = UniqueFd(ends[0]);
+    in = UniqueFd(ends[1]);
+    const std::string page(4096, 'x');
+    while (::write(in.get(), page.data(), page.size()) > 0) {
+    }
+    require(::fcntl(in.get(), F_SETFL, 0) == 0, "fcntl");
+  }
+  int block() override { return errno_of(::write(in.get(), "x", 1)); }
+  UniqueFd out, in;
 };
 struct Recv final : Blocking {
   int block() override {
@@ -126,6 +142,44 @@ struct Flock final : Blocking {
   Folder folder;
   UniqueFd holder, waiter;
 };
+// A child holds the lock: one of this process would not be in its way.
+struct FcntlLock final : Blocking {
+  FcntlLock() {
+    file = UniqueFd(::open(folder.file().c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0600));
+    child = ::fork();
+    if (child == 0) {
+      ::fcntl(file.get(), F_SETLKW, &lock);
+      for (;;) ::pause();
+    }
+    require(eventually([&] {
+              struct flock held = lock;
+              return ::fcntl(file.get(), F_GETLK, &held) == 0 && held.l_type == F_WRLCK;
+            }),
+            "F_GETLK");
+  }
+  ~FcntlLock() override {
+    ::kill(child, SIGKILL);
+    ::waitpid(child, nullptr, 0);
+  }
+  int block() override { return errno_of(::fcntl(file.get(), F_SETLKW, &lock)); }
+  Folder folder;
+  UniqueFd file;
+  struct flock lock = [] {
+    struct flock all{};
+    all.l_type = F_WRLCK;
+    return all;
+  }();
+  pid_t child = -1;
+};
+struct SemWait final : Blocking {
+  SemWait() { ::sem_init(&one, 0, 0); }
+  ~SemWait() override { ::sem_destroy(&one); }
+  int block() override { return errno_of(::sem_wait(&one)); }
+  sem_t one{};
+};
+struct Pause final : Blocking {
+  int block() override { return errno_of(::pause()); }
+};
 struct OpenFifo final : Blocking {
   OpenFifo() { require(::mkfifo(folder.file().c_str(), 0600) == 0, "mkfifo"); }
   int block() override { return errno_of(::open(folder.file().c_str(), O_RDONLY | O_CLOEXEC)); }
@@ -142,12 +196,21 @@ std::unique_ptr<Blocking> make() {
   return std::make_unique<T>();
 }
 constexpr Kind kKinds[] = {
-    {"read", make<Read>, true},           {"recv", make<Recv>, true},
-    {"accept", make<Accept>, true},       {"connect", make<Connect>, false},
-    {"poll", make<Poll>, true},           {"epoll_wait", make<EpollWait>, true},
-    {"select", make<Select>, true},       {"nanosleep", make<Nanosleep>, true},
-    {"waitpid", make<Waitpid>, true},     {"flock", make<Flock>, false},
+    {"read", make<Read>, true},
+    {"recv", make<Recv>, true},
+    {"accept", make<Accept>, true},
+    {"connect", make<Connect>, false},
+    {"poll", make<Poll>, true},
+    {"epoll_wait", make<EpollWait>, true},
+    {"select", make<Select>, true},
+    {"nanosleep", make<Nanosleep>, true},
+    {"waitpid", make<Waitpid>, true},
+    {"flock", make<Flock>, false},
     {"open_fifo", make<OpenFifo>, false},
+    {"write", make<Write>, true},
+    {"fcntl_setlkw", make<FcntlLock>, false},
+    {"sem_wait", make<SemWait>, true},
+    {"pause", make<Pause>, true},
 };
 
 class BlockingCalls : public testing::TestWithParam<std::tuple<Way, const Kind*>> {
