@@ -55,6 +55,7 @@ std::string to_string(const Stop& stop) {
 
 std::vector<std::string> Record::failed() const {
   std::vector<std::string> names;
+  names.reserve(sounded.size());
   for (const Sounded& one : sounded) names.push_back(one.call);
   return names;
 }

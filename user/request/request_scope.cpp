@@ -42,7 +42,9 @@ void RequestState::end_shield(std::uint64_t of) noexcept {
   Clock::time_point due = kNever;
   {
     const std::lock_guard lock(mutex);
-    if (of != serial || shields == 0 || --shields > 0) return;
+    if (of != serial || shields == 0) return;
+    --shields;
+    if (shields > 0) return;
     const auto now = Clock::now();
     record.shielded += now - shielded_since;
     release_due(now, to_stop);
@@ -50,7 +52,7 @@ void RequestState::end_shield(std::uint64_t of) noexcept {
     due = next_due();
     if (service.planned_by(due)) due = kNever;
   }
-  for (std::stop_source& one : to_stop) one.request_stop();
+  for (const std::stop_source& one : to_stop) one.request_stop();
   resume_alarms();
   service.look_at(due);
 }
@@ -140,6 +142,8 @@ void RequestState::wake() noexcept {
 
 void RequestState::clear_wake_pipe() noexcept {
   char bytes[64];
+  // It does not block, and the mutex is not held.
+  // NOLINTNEXTLINE(clang-analyzer-unix.BlockInCriticalSection)
   while (::read(wake_out.get(), bytes, sizeof bytes) > 0) {
   }
 }
@@ -179,9 +183,9 @@ Result<bool> RequestState::wait(int fd, Clock::time_point until) {
     const int error = errno;
     {
       const std::lock_guard lock(mutex);
-      waiting = false;
-      if (ready > 0 && entries[0].revents != 0) clear_wake_pipe();
+      waiting = false;  // from here on nothing is written to it
     }
+    if (ready > 0 && entries[0].revents != 0) clear_wake_pipe();
     if (ready < 0 && error != EINTR) return fail(Error::from_errno(error, "poll()"));
     if (ready > 0 && entries[1].revents != 0) {
       if ((entries[1].revents & POLLNVAL) != 0)

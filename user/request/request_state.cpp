@@ -17,8 +17,8 @@ Clock::time_point after(Clock::time_point now, std::chrono::nanoseconds limit) n
   return limit.count() == 0 || limit >= kNever - now ? kNever : now + limit;
 }
 
-void stop_all(std::vector<std::stop_source>& sources) {
-  for (std::stop_source& source : sources) source.request_stop();
+void stop_all(const std::vector<std::stop_source>& sources) {
+  for (const std::stop_source& source : sources) source.request_stop();
 }
 
 Error error_inert() {
@@ -340,7 +340,7 @@ std::stop_token RequestState::stop_token() {
   if (service.inert()) return {};
   std::unique_lock lock(mutex);
   if (!source) source.emplace();
-  std::stop_source mine = *source;
+  const std::stop_source mine = *source;
   const bool already = stop.has_value();
   lock.unlock();
   if (already) mine.request_stop();
