@@ -17,6 +17,8 @@ EXPECTED = {
         "arm_cancel/kernel",
         "arm_cancel/epoll",
         "arm_cancel/poll",
+        "request_call/kernel",
+        "shield/kernel",
         "poll_rdhup",
         "recv_peek",
         "tcp_info",

@@ -207,6 +207,22 @@ TEST_P(Shields, OneThatOutlivesItsRequestIsAnError) {
   EXPECT_TRUE(next.call("shielded", 1ms, [&] { EXPECT_TRUE(next.sleep_for(10ms)); }));
 }
 
+TEST_P(Shields, ARequestEndedInsideOneOfItsCallsIsAnError) {
+  SOCKALARM_WATCHER(watcher, GetParam());
+  Scene scene(watcher);
+  Request request = scene.begin();
+  const auto result = request.call("outer", 1h, [&] {
+    return request.call("inner", 1h, [&] {
+      EXPECT_EQ(code_of(request.finish()), Errc::invalid_use);
+      EXPECT_EQ(code_of(request.call("later", 1h, [] {})), Errc::invalid_use);
+      return 7;
+    });
+  });
+  ASSERT_TRUE(result);
+  EXPECT_EQ(*result, 7);
+  EXPECT_TRUE(request.finish());  // the second time it does nothing
+}
+
 // ---- A client leaves at a random moment of a handler with shields and locks.
 
 // One number and the same number again: torn if they differ.
