@@ -38,7 +38,9 @@ SigpipeGuard::~SigpipeGuard() {
 }
 
 bool SigpipeGuard::raised() noexcept {
-  if (raised_ || was_pending_ || !is_pending()) return raised_;  // one that was pending before hides ours
+  // One that was pending before hides ours. Each is taken, also after the first, or the last one would come
+  // when the guard ends.
+  if (was_pending_ || !is_pending()) return raised_;
   const sigset_t set = only_sigpipe();
   int number = 0;
   ::sigwait(&set, &number);
