@@ -215,18 +215,19 @@ constexpr Kind kKinds[] = {
 
 class BlockingCalls : public testing::TestWithParam<std::tuple<Way, const Kind*>> {
  protected:
-  void SetUp() override {
-#if defined(__SANITIZE_THREAD__)
-    if (!kind().under_tsan) GTEST_SKIP() << "TSan holds signals back in this call";
-#endif
-  }
   Way way() const { return std::get<0>(GetParam()); }
   const Kind& kind() const { return *std::get<1>(GetParam()); }
 };
 
 std::vector<const Kind*> all_kinds() {
+#if defined(__SANITIZE_THREAD__)
+  constexpr bool tsan = true;
+#else
+  constexpr bool tsan = false;
+#endif
   std::vector<const Kind*> kinds;
-  for (const Kind& kind : kKinds) kinds.push_back(&kind);
+  for (const Kind& kind : kKinds)
+    if (kind.under_tsan || !tsan) kinds.push_back(&kind);
   return kinds;
 }
 

@@ -18,7 +18,7 @@
 #include "core/alarm_record.h"
 #include "core/core.h"
 #include "core/fork.h"
-#include "core/signal_text.h"
+#include "base/signal_text.h"
 #include "core/socket.h"
 #include "core/socket_identity.h"
 

@@ -6,7 +6,7 @@
 #include <cerrno>
 #include <mutex>
 
-#include "core/signal_text.h"
+#include "base/signal_text.h"
 
 namespace sockalarm::detail {
 namespace {
