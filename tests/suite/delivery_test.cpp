@@ -116,6 +116,23 @@ TEST_P(DeliveryTest, OtherActionsAndTheProcessAreTheDispatchers) {
   EXPECT_EQ(watcher.stats().fired_directly, 0U);
 }
 
+// With signal-driven I/O the last thread to arm is signalled, finds out for all, and must tell it.
+TEST_P(DeliveryTest, TheLastToArmWaitsForSomethingElse) {
+  SOCKALARM_WATCHER(watcher, GetParam());
+  const SignalCounter signals(SIGALRM);
+  for (int i = 0; i < 100; ++i) {
+    Scene scene(watcher);
+    BlockedThread one(scene.watch, send_signal(SIGALRM)),
+        other(scene.watch, send_signal(SIGALRM), {.on = events::reset, .deadline = {}});
+    scene.connection.peer.reset();
+    const bool woke = one.woke();
+    ::syscall(SYS_tgkill, ::getpid(), other.tid(), SIGALRM);
+    if (!woke) ::syscall(SYS_tgkill, ::getpid(), one.tid(), SIGALRM);
+    ASSERT_TRUE(woke) << "round " << i;
+    EXPECT_FALSE(other.alarm().triggered());
+  }
+}
+
 TEST_P(DeliveryTest, SeveralThreadsOnOneSocket) {
   SOCKALARM_WATCHER(watcher, GetParam());
   const SignalCounter signals(SIGALRM);

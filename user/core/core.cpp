@@ -482,12 +482,16 @@ int Core::deliver_here(AlarmRecord& record) noexcept {
   if (armed.state != Control::State::armed) return 0;
   const Socket& socket = *record.socket;
   // The kernel side has seen it before the signal was sent. Otherwise the socket is asked: the dispatcher may
-  // not have got to it. It will, and then serves the socket's other alarms.
+  // not have got to it. It is told then, for the socket's other alarms: poll() does not ask for what has been
+  // seen.
+  bool found = false;
   if (socket.slot == 0 && !(seen(*socket.state) & armed.interest) &&
       file_identity(record.fd) == socket.cookie) {
-    if (const Events now = look(record.fd, socket.kind, source_->poll_style()))
-      mark_seen(*socket.state, now, errno_of(now), to_ns(Clock::now()));
+    const Events now = look(record.fd, socket.kind, source_->poll_style());
+    found = bool(now - seen(*socket.state));
+    if (found) mark_seen(*socket.state, now, errno_of(now), to_ns(Clock::now()));
   }
+  if (found) report(record);
   if (!(seen(*socket.state) & armed.interest)) return 0;  // ordinary data
 
   Control taken = armed;
