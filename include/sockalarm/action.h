@@ -99,7 +99,7 @@ Action notify(int eventfd);
 class ActionChain {
  public:
   ActionChain() = default;     // empty: firing is recorded, nothing runs
-  ActionChain(Action action);  // NOLINT(google-explicit-constructor): one action is a chain of one
+  ActionChain(const Action& action);  // NOLINT(google-explicit-constructor): one action is a chain of one
   ActionChain(std::initializer_list<Action> actions);
   explicit ActionChain(std::vector<Action> actions);
   ActionChain(const ActionChain&) = default;

@@ -453,7 +453,7 @@ bool operator==(const Action& a, const Action& b) {
   return dynamic_cast<const Code*>(&a.impl()) == nullptr && to_string(a) == to_string(b);
 }
 
-ActionChain::ActionChain(Action action) : ActionChain(std::vector<Action>{std::move(action)}) {}
+ActionChain::ActionChain(const Action& action) : ActionChain(std::vector<Action>{action}) {}
 ActionChain::ActionChain(std::initializer_list<Action> actions) : ActionChain(std::vector<Action>(actions)) {}
 ActionChain::ActionChain(std::vector<Action> actions) {
   if (actions.empty()) return;

@@ -15,10 +15,10 @@
 #include <new>
 #include <thread>
 
+#include "base/signal_text.h"
 #include "core/alarm_record.h"
 #include "core/core.h"
 #include "core/fork.h"
-#include "base/signal_text.h"
 #include "core/socket.h"
 #include "core/socket_identity.h"
 
