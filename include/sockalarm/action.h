@@ -98,7 +98,7 @@ Action notify(int eventfd);
 // An immutable list of actions, run in order, once per firing. Copying and moving share it. Any thread.
 class ActionChain {
  public:
-  ActionChain() = default;     // empty: firing is recorded, nothing runs
+  ActionChain() = default;            // empty: firing is recorded, nothing runs
   ActionChain(const Action& action);  // NOLINT(google-explicit-constructor): one action is a chain of one
   ActionChain(std::initializer_list<Action> actions);
   explicit ActionChain(std::vector<Action> actions);
