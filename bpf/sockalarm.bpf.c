@@ -319,6 +319,16 @@ static __always_inline int is_orphan(const struct sock* sk) {
   return (sk->__sk_common.skc_flags >> SOCK_DEAD) & 1;
 }
 
+// 0: nobody watches it, or not any more.
+static __always_inline struct sockalarm_registration* registration_of(const struct sock* sk, __u64* cookie) {
+  *cookie = sk->__sk_common.skc_cookie.counter;
+  if (!*cookie) return 0;
+  struct sockalarm_registration* where = bpf_map_lookup_elem(&registry, cookie);
+  if (!where || !is_orphan(sk)) return where;
+  forget(*cookie);
+  return 0;
+}
+
 // A connection passes through ten states on loopback, seldom with news: what needs no memory is asked first.
 static __always_inline int may_be_news(const struct sock* sk, int old_state, int new_state) {
   if (new_state == TCP_CLOSE) return old_state == TCP_FIN_WAIT2 || sk->sk_err;
@@ -335,14 +345,9 @@ SEC("?tp_btf/inet_sock_set_state")
 int BPF_PROG(on_set_state, const struct sock* sk, int old_state, int new_state) {
   if (!may_be_news(sk, old_state, new_state)) return 0;
   int error = sk->sk_err;
-  __u64 cookie = sk->__sk_common.skc_cookie.counter;
-  if (!cookie) return 0;
-  struct sockalarm_registration* where = bpf_map_lookup_elem(&registry, &cookie);
+  __u64 cookie;
+  struct sockalarm_registration* where = registration_of(sk, &cookie);
   if (!where) return 0;
-  if (is_orphan(sk)) {
-    forget(cookie);
-    return 0;
-  }
   struct news news = {.cookie = cookie, .error = error, .old_state = old_state, .new_state = new_state};
   news.events = event_of_transition(sk, old_state, new_state, error);
   if (news.events) report(where, &news, 1);
@@ -354,9 +359,8 @@ int BPF_PROG(on_set_state, const struct sock* sk, int old_state, int new_state) 
 // connection. A failing connect() is left to on_set_state.
 SEC("?tp_btf/inet_sk_error_report")
 int BPF_PROG(on_error_report, const struct sock* sk) {
-  __u64 cookie = sk->__sk_common.skc_cookie.counter;
-  if (!cookie) return 0;
-  struct sockalarm_registration* where = bpf_map_lookup_elem(&registry, &cookie);
+  __u64 cookie;
+  struct sockalarm_registration* where = registration_of(sk, &cookie);
   if (!where) return 0;
   int state = sk->__sk_common.skc_state;
   int error = sk->sk_err;
@@ -402,9 +406,8 @@ int BPF_PROG(on_destroy, const struct sock* sk) {
 SEC("?tp_btf/tcp_rcv_space_adjust")
 int BPF_PROG(on_read, const struct sock* sk) {
   if (!(sk->sk_shutdown & RCV_SHUTDOWN)) return 0;
-  __u64 cookie = sk->__sk_common.skc_cookie.counter;
-  if (!cookie) return 0;
-  struct sockalarm_registration* where = bpf_map_lookup_elem(&registry, &cookie);
+  __u64 cookie;
+  struct sockalarm_registration* where = registration_of(sk, &cookie);
   if (!where || !all_was_read(sk)) return 0;
   int state = sk->__sk_common.skc_state;
   // Our own shutdown(SHUT_RD) sets RCV_SHUTDOWN too; only a FIN that came leads to these states.
