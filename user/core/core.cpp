@@ -59,6 +59,13 @@ int errno_of(Events found) noexcept {
   return (found & events::reset) ? ECONNRESET : 0;
 }
 
+// What was found by asking the socket. False: nothing new. Also in a signal handler.
+bool note(Socket& socket, Events found) noexcept {
+  if (!(found - seen(*socket.state))) return false;
+  mark_seen(*socket.state, found, errno_of(found), to_ns(Clock::now()));
+  return true;
+}
+
 // A signal that was sent to this thread is delivered on the way out of a system call, so none is left pending
 // when a lost cancel returns.
 void take_pending_signal() noexcept {
@@ -238,8 +245,7 @@ Result<std::shared_ptr<Socket>> Core::watch(int fd) {
   socket->registered = true;
   sockets_.emplace(*identity, socket.get());
   // Registered first, looked at second: what had happened is seen now, what happens from here on is reported.
-  if (const Events before = look(fd, *kind, source_->poll_style()))
-    mark_seen(*socket->state, before, errno_of(before), to_ns(Clock::now()));
+  note(*socket, look(fd, *kind, source_->poll_style()));
   schedule_missed_check();
   return socket;
 }
@@ -480,18 +486,14 @@ int Core::deliver_here(AlarmRecord& record) noexcept {
 #if SOCKALARM_LINUX
   const Control armed = record.load();
   if (armed.state != Control::State::armed) return 0;
-  const Socket& socket = *record.socket;
+  Socket& socket = *record.socket;
   // The kernel side has seen it before the signal was sent. Otherwise the socket is asked: the dispatcher may
   // not have got to it. It is told then, for the socket's other alarms: poll() does not ask for what has been
   // seen.
-  bool found = false;
   if (socket.slot == 0 && !(seen(*socket.state) & armed.interest) &&
-      file_identity(record.fd) == socket.cookie) {
-    const Events now = look(record.fd, socket.kind, source_->poll_style());
-    found = bool(now - seen(*socket.state));
-    if (found) mark_seen(*socket.state, now, errno_of(now), to_ns(Clock::now()));
-  }
-  if (found) report(record);
+      file_identity(record.fd) == socket.cookie &&
+      note(socket, look(record.fd, socket.kind, source_->poll_style())))
+    report(record);
   if (!(seen(*socket.state) & armed.interest)) return 0;  // ordinary data
 
   Control taken = armed;
@@ -564,7 +566,7 @@ void Core::on_news(const News& news) {
   move_if_closed(socket);
   const int fd = live_descriptor(socket);
   const Events now = fd >= 0 ? look(fd, socket.kind, source_->poll_style()) : news.what;
-  if (now - seen(*socket.state)) mark_seen(*socket.state, now, errno_of(now), to_ns(Clock::now()));
+  note(socket, now);
   fire_ready(socket, events::none, direct);
 }
 
@@ -715,7 +717,7 @@ void Core::ask_all() {
   for (const auto& [cookie, socket] : sockets_) {
     const int fd = live_descriptor(*socket);
     const Events now = fd >= 0 ? look(fd, socket->kind, source_->poll_style()) : events::none;
-    if (now - seen(*socket->state)) mark_seen(*socket->state, now, errno_of(now), to_ns(Clock::now()));
+    note(*socket, now);
     if (now) fire_ready(*socket, events::none);
   }
 }
