@@ -93,109 +93,64 @@ void list_sounded(std::string& out, const Record& record, Write write) {
   out += list.empty() ? "-" : list;
 }
 
-using Writer = void (*)(std::string&, const Record&, const Exchange&);
+void write_status(std::string& out, const Record&, const Exchange& e) {
+  number_or_dash(out, static_cast<std::uint64_t>(std::max(e.status, 0)));
+}
+void write_sounded(std::string& out, const Record& r, const Exchange&) {
+  list_sounded(out, r, [](std::string& to, const Sounded& one) {
+    escape(to, whose(one));
+    to += ':' + detail::duration_text(one.limit);
+  });
+}
+void write_failed(std::string& out, const Record& r, const Exchange&) {
+  list_sounded(out, r, [](std::string& to, const Sounded& one) { escape(to, one.call); });
+}
 
-#define SOCKALARM_WRITES \
-  [](std::string & out, [[maybe_unused]] const Record& r, [[maybe_unused]] const Exchange& e)
+using Text = std::string;
+using Writer = void (*)(Text&, const Record&, const Exchange&);
 
 struct Directive {
   std::string_view name;
   Writer write;
 };
 
-constexpr Directive kDirectives[] = {{"h", SOCKALARM_WRITES{escape(out, e.remote_host);
-}  // namespace
-}  // namespace sockalarm
-, {"l", SOCKALARM_WRITES{out += '-';
-}
-}
-, {"u", SOCKALARM_WRITES{escape(out, e.user);
-}
-}
-, {"t", SOCKALARM_WRITES{local_time(out, r.began);
-}
-}
-, {"r", SOCKALARM_WRITES{escape(out, e.request_line);
-}
-}
-, {"s", SOCKALARM_WRITES{number_or_dash(out, static_cast<std::uint64_t>(std::max(e.status, 0)));
-}
-}
-, {">s", SOCKALARM_WRITES{number_or_dash(out, static_cast<std::uint64_t>(std::max(e.status, 0)));
-}
-}
-, {"b", SOCKALARM_WRITES{number_or_dash(out, e.bytes);
-}
-}
-, {"B", SOCKALARM_WRITES{out += std::to_string(e.bytes);
-}
-}
-, {"D", SOCKALARM_WRITES{out += std::to_string(r.total.count() / 1000);
-}
-}
-, {"T", SOCKALARM_WRITES{out += std::to_string(r.total.count() / 1'000'000'000);
-}
-}
-, {"U", SOCKALARM_WRITES{escape(out, r.path);
-}
-}
-, {"X", SOCKALARM_WRITES{out += r.aborted ? 'X' : '+';
-}
-}
-, {"{referer}i", SOCKALARM_WRITES{escape(out, e.referer);
-}
-}
-, {"{user-agent}i", SOCKALARM_WRITES{escape(out, e.user_agent);
-}
-}
-, {"{sigpipe}e", SOCKALARM_WRITES{out += r.broken_pipe ? '1' : '-';
-}
-}
-, {"{aborted}x", SOCKALARM_WRITES{out += r.aborted ? '1' : '-';
-}
-}
-, {"{cause}x", SOCKALARM_WRITES{out += r.aborted ? to_string(r.cause) : "-";
-}
-}
-, {"{error}x", SOCKALARM_WRITES{number_or_dash(out, static_cast<std::uint64_t>(r.error));
-}
-}
-, {"{busy}x", SOCKALARM_WRITES{ms_or_dash(out, r.busy);
-}
-}
-, {"{sounded}x", SOCKALARM_WRITES{list_sounded(out, r, [](std::string& to, const Sounded& one) {
-     escape(to, whose(one));
-     to += ':' + detail::duration_text(one.limit);
-   });
-}
-}
-, {"{failed}x",
-   SOCKALARM_WRITES{list_sounded(out, r, [](std::string& to, const Sounded& one) { escape(to, one.call); });
-}
-}
-, {"{shielded}x", SOCKALARM_WRITES{ms_or_dash(out, r.shielded);
-}
-}
-, {"{held}x", SOCKALARM_WRITES{ms_or_dash(out, r.held_back);
-}
-}
-, {"{limit}x", SOCKALARM_WRITES{out += r.limit.count() == 0 ? "-" : detail::duration_text(r.limit);
-}
-}
-, {"{override}x", SOCKALARM_WRITES{escape(out, r.override_matched);
-}
-}
-, {"{pokes}x", SOCKALARM_WRITES{number_or_dash(out, r.pokes);
-}
-}
-, {"{cleanups}x",
-   SOCKALARM_WRITES{out += std::to_string(r.cleanups_run) + "/" + std::to_string(r.cleanups_failed);
-}
-}
-,
-}
-;
-#undef SOCKALARM_WRITES
+constexpr Directive kDirectives[] = {
+    {"h", [](Text& out, const Record&, const Exchange& e) { escape(out, e.remote_host); }},
+    {"l", [](Text& out, const Record&, const Exchange&) { out += '-'; }},
+    {"u", [](Text& out, const Record&, const Exchange& e) { escape(out, e.user); }},
+    {"t", [](Text& out, const Record& r, const Exchange&) { local_time(out, r.began); }},
+    {"r", [](Text& out, const Record&, const Exchange& e) { escape(out, e.request_line); }},
+    {"s", write_status},
+    {">s", write_status},
+    {"b", [](Text& out, const Record&, const Exchange& e) { number_or_dash(out, e.bytes); }},
+    {"B", [](Text& out, const Record&, const Exchange& e) { out += std::to_string(e.bytes); }},
+    {"D", [](Text& out, const Record& r, const Exchange&) { out += std::to_string(r.total.count() / 1000); }},
+    {"T", [](Text& out, const Record& r,
+             const Exchange&) { out += std::to_string(r.total.count() / 1'000'000'000); }},
+    {"U", [](Text& out, const Record& r, const Exchange&) { escape(out, r.path); }},
+    {"X", [](Text& out, const Record& r, const Exchange&) { out += r.aborted ? 'X' : '+'; }},
+    {"{referer}i", [](Text& out, const Record&, const Exchange& e) { escape(out, e.referer); }},
+    {"{user-agent}i", [](Text& out, const Record&, const Exchange& e) { escape(out, e.user_agent); }},
+    {"{sigpipe}e", [](Text& out, const Record& r, const Exchange&) { out += r.broken_pipe ? '1' : '-'; }},
+    {"{aborted}x", [](Text& out, const Record& r, const Exchange&) { out += r.aborted ? '1' : '-'; }},
+    {"{cause}x",
+     [](Text& out, const Record& r, const Exchange&) { out += r.aborted ? to_string(r.cause) : "-"; }},
+    {"{error}x", [](Text& out, const Record& r,
+                    const Exchange&) { number_or_dash(out, static_cast<std::uint64_t>(r.error)); }},
+    {"{busy}x", [](Text& out, const Record& r, const Exchange&) { ms_or_dash(out, r.busy); }},
+    {"{sounded}x", write_sounded},
+    {"{failed}x", write_failed},
+    {"{shielded}x", [](Text& out, const Record& r, const Exchange&) { ms_or_dash(out, r.shielded); }},
+    {"{held}x", [](Text& out, const Record& r, const Exchange&) { ms_or_dash(out, r.held_back); }},
+    {"{limit}x", [](Text& out, const Record& r,
+                    const Exchange&) { out += r.limit.count() == 0 ? "-" : detail::duration_text(r.limit); }},
+    {"{override}x", [](Text& out, const Record& r, const Exchange&) { escape(out, r.override_matched); }},
+    {"{pokes}x", [](Text& out, const Record& r, const Exchange&) { number_or_dash(out, r.pokes); }},
+    {"{cleanups}x",
+     [](Text& out, const Record& r, const Exchange&) {
+       out += std::to_string(r.cleanups_run) + "/" + std::to_string(r.cleanups_failed);
+     }},
+};
 
 // What stands after a '%': one letter, '>' and a letter, or {name} and a letter.
 std::string_view directive_at(std::string_view text) {
