@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <fcntl.h>
 #include <poll.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <map>
 #include <mutex>
 
-#include "base/unique_fd.h"
+#include "base/wake_pipe.h"
 #include "core/socket.h"
 #include "core/socket_identity.h"
 #include "core/sources.h"
@@ -27,8 +25,7 @@ constexpr std::chrono::milliseconds kFirstPause{1}, kLongestPause{50};
 // cannot be masked (ERR, HUP) or must be asked again (unread data before the end) is looked at after a pause.
 class PollSource final : public Source {
  public:
-  PollSource(PollStyle style, UniqueFd wake_read, UniqueFd wake_write)
-      : style_(style), wake_read_(std::move(wake_read)), wake_write_(std::move(wake_write)) {}
+  PollSource(PollStyle style, WakePipe wake_pipe) : style_(style), wake_pipe_(std::move(wake_pipe)) {}
 
   SourceKind kind() const noexcept override { return SourceKind::poll; }
   PollStyle poll_style() const noexcept override { return style_; }
@@ -78,22 +75,16 @@ class PollSource final : public Source {
       timeout = static_cast<int>(std::clamp<long long>(left.count(), 0, 1'000'000'000));
     }
     if (::poll(polled_.data(), static_cast<nfds_t>(polled_.size()), timeout) <= 0) return false;
-    if ((polled_.front().revents & POLLIN) != 0) drain_wake_pipe();
+    if ((polled_.front().revents & POLLIN) != 0) wake_pipe_.clear();
     const std::lock_guard lock(mutex_);
     for (std::size_t i = 1; i < polled_.size(); ++i)
       if (polled_[i].revents != 0) report(cookies_[i], polled_[i], news);
     return false;
   }
 
-  void wake() noexcept override {
-    const char byte = 0;
-    [[maybe_unused]] const ssize_t n = ::write(wake_write_.get(), &byte, 1);  // EAGAIN: woken already
-  }
+  void wake() noexcept override { wake_pipe_.wake(); }
 
-  void after_fork() noexcept override {
-    wake_read_.reset();
-    wake_write_.reset();
-  }
+  void after_fork() noexcept override { wake_pipe_.close(); }
 
  private:
   struct Entry {
@@ -114,7 +105,7 @@ class PollSource final : public Source {
   }
 
   void prepare(std::optional<Clock::time_point>& until) {
-    polled_.assign(1, pollfd{wake_read_.get(), POLLIN, 0});
+    polled_.assign(1, pollfd{wake_pipe_.fd(), POLLIN, 0});
     cookies_.assign(1, 0);
     const auto now = Clock::now();
     const std::lock_guard lock(mutex_);
@@ -166,34 +157,21 @@ class PollSource final : public Source {
     return ready;
   }
 
-  void drain_wake_pipe() noexcept {
-    char buffer[256];
-    while (::read(wake_read_.get(), buffer, sizeof buffer) == static_cast<ssize_t>(sizeof buffer)) {
-    }
-  }
-
   const PollStyle style_;
-  UniqueFd wake_read_, wake_write_;
+  WakePipe wake_pipe_;
   std::mutex mutex_;  // entries_
   std::map<std::uint64_t, Entry> entries_;
   std::vector<pollfd> polled_;          // the dispatcher's; index 0 is the wake pipe
   std::vector<std::uint64_t> cookies_;  // of polled_
 };
 
-bool set_flags(int fd) noexcept {
-  return ::fcntl(fd, F_SETFD, FD_CLOEXEC) == 0 && ::fcntl(fd, F_SETFL, O_NONBLOCK) == 0;
-}
-
 }  // namespace
 
 Result<std::unique_ptr<Source>> make_poll_source(PollStyle style) {
-  int ends[2];
-  if (::pipe(ends) != 0) return fail(Error::from_errno(errno, "pipe() for the poll source"));
-  UniqueFd read_end(ends[0]), write_end(ends[1]);
-  if (!set_flags(read_end.get()) || !set_flags(write_end.get()))
-    return fail(Error::from_errno(errno, "fcntl() on the poll source's pipe"));
+  auto wake_pipe = WakePipe::make();
+  if (!wake_pipe) return fail(wake_pipe.error().with_context("the poll source"));
   if (kPollRdhup == 0) style = PollStyle::read_only;
-  return std::make_unique<PollSource>(style, std::move(read_end), std::move(write_end));
+  return std::make_unique<PollSource>(style, std::move(*wake_pipe));
 }
 
 }  // namespace sockalarm::detail

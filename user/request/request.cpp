@@ -103,24 +103,15 @@ std::chrono::nanoseconds Request::forward_limit() const noexcept {
   return policy.forward ? policy.call_limit : std::chrono::nanoseconds(0);
 }
 
-namespace {
-
-detail::Clock::time_point from_now(std::chrono::nanoseconds duration) noexcept {
-  const auto now = detail::Clock::now();
-  return duration >= detail::kNever - now ? detail::kNever : now + duration;
-}
-
-}  // namespace
-
 Result<void> Request::sleep_for(std::chrono::nanoseconds duration) {
-  const auto slept = state_->wait(-1, from_now(duration));
+  const auto slept = state_->wait(-1, detail::later(detail::Clock::now(), duration));
   if (!slept) return fail(slept.error());
   return {};
 }
 
 Result<bool> Request::wait_readable(int fd, std::chrono::nanoseconds timeout) {
   if (fd < 0) return fail(Error::from_errno(EBADF, "descriptor " + std::to_string(fd)));
-  return state_->wait(fd, from_now(timeout));
+  return state_->wait(fd, detail::later(detail::Clock::now(), timeout));
 }
 
 void Request::note_broken_pipe() noexcept {

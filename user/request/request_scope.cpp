@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The rest of RequestState: shields, the alarms they hold back, waiting, and the end.
-#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -73,7 +71,7 @@ void RequestState::release_due(Clock::time_point now, Sources& to_stop) {
 }
 
 Result<void> RequestState::arm(const ActionChain& actions, Events on) {
-  if (service.inert()) return fail(Error(Errc::inert_after_fork, "this Request was inherited by fork()"));
+  if (service.inert()) return fail(error_inert());
   if (watch == nullptr)
     return fail(Error(Errc::invalid_use, "Request::arm() of a request that was begun without a Watch"));
   {
@@ -122,32 +120,6 @@ void RequestState::resume_alarms() noexcept {
 
 // ---- Waiting.
 
-Result<void> RequestState::make_wake_pipe() {
-  if (wake_out) return {};
-  int ends[2];
-  if (::pipe(ends) != 0) return fail(Error::from_errno(errno, "pipe() to wake a waiting request"));
-  wake_out = UniqueFd(ends[0]);
-  wake_in = UniqueFd(ends[1]);
-  for (const int end : ends) {
-    ::fcntl(end, F_SETFD, FD_CLOEXEC);
-    ::fcntl(end, F_SETFL, O_NONBLOCK);
-  }
-  return {};
-}
-
-void RequestState::wake() noexcept {
-  const char byte = 0;
-  [[maybe_unused]] const ssize_t written = ::write(wake_in.get(), &byte, 1);
-}
-
-void RequestState::clear_wake_pipe() noexcept {
-  char bytes[64];
-  // It does not block, and the mutex is not held.
-  // NOLINTNEXTLINE(clang-analyzer-unix.BlockInCriticalSection)
-  while (::read(wake_out.get(), bytes, sizeof bytes) > 0) {
-  }
-}
-
 namespace {
 
 int poll_until(pollfd* entries, nfds_t count, Clock::time_point until) noexcept {
@@ -166,8 +138,12 @@ int poll_until(pollfd* entries, nfds_t count, Clock::time_point until) noexcept 
 
 // The pipe is written to as long as `waiting`, and stays readable: so it does not matter when poll() begins.
 Result<bool> RequestState::wait(int fd, Clock::time_point until) {
-  if (service.inert()) return fail(Error(Errc::inert_after_fork, "this Request was inherited by fork()"));
-  if (auto ok = make_wake_pipe(); !ok) return fail(ok.error());
+  if (service.inert()) return fail(error_inert());
+  if (!wake_pipe) {
+    auto made = WakePipe::make();
+    if (!made) return fail(made.error().with_context("waking a waiting request"));
+    wake_pipe.emplace(std::move(*made));
+  }
   for (;;) {
     {
       std::unique_lock lock(mutex);
@@ -178,14 +154,14 @@ Result<bool> RequestState::wait(int fd, Clock::time_point until) {
       }
       waiting = true;
     }
-    pollfd entries[] = {{wake_out.get(), POLLIN, 0}, {fd, POLLIN, 0}};
+    pollfd entries[] = {{wake_pipe->fd(), POLLIN, 0}, {fd, POLLIN, 0}};
     const int ready = poll_until(entries, fd >= 0 ? 2 : 1, until);
     const int error = errno;
     {
       const std::lock_guard lock(mutex);
       waiting = false;  // from here on nothing is written to it
     }
-    if (ready > 0 && entries[0].revents != 0) clear_wake_pipe();
+    if (ready > 0 && entries[0].revents != 0) wake_pipe->clear();
     if (ready < 0 && error != EINTR) return fail(Error::from_errno(error, "poll()"));
     if (ready > 0 && entries[1].revents != 0) {
       if ((entries[1].revents & POLLNVAL) != 0)
@@ -201,7 +177,7 @@ Result<bool> RequestState::wait(int fd, Clock::time_point until) {
 Result<void> RequestState::finish() {
   if (service.inert()) {
     cleanups.clear();  // the parent's
-    return fail(Error(Errc::inert_after_fork, "this Request was inherited by fork()"));
+    return fail(error_inert());
   }
   std::size_t left = 0;
   bool call_open = false, some_pending = false;

@@ -14,18 +14,18 @@ namespace {
 constexpr std::chrono::milliseconds kFirstPoke{1}, kLongestPoke{10};
 
 Clock::time_point after(Clock::time_point now, std::chrono::nanoseconds limit) noexcept {
-  return limit.count() == 0 || limit >= kNever - now ? kNever : now + limit;
+  return limit.count() == 0 ? kNever : later(now, limit);
 }
 
 void stop_all(const std::vector<std::stop_source>& sources) {
   for (const std::stop_source& source : sources) source.request_stop();
 }
 
+}  // namespace
+
 Error error_inert() {
   return {Errc::inert_after_fork, "this Request was inherited by fork(); it is the parent's"};
 }
-
-}  // namespace
 
 std::optional<Error> error_of(const Stop* stop) {
   if (stop == nullptr) return std::nullopt;
@@ -178,7 +178,7 @@ Clock::time_point RequestState::look(Clock::time_point now) {
   run_callbacks(lock, to_stop);
   const bool refused = signal_taken;
   if (is_poking() && next_poke <= now) poke(now);
-  if (waiting && shields == 0 && current_stop() != nullptr) wake();
+  if (waiting && shields == 0 && current_stop() != nullptr) wake_pipe->wake();
   const bool tell = signal_taken && !refused;
   const Clock::time_point due = next_due();
   lock.unlock();
@@ -253,7 +253,7 @@ std::optional<Error> RequestState::enter(CallFrame& frame) {
       if (const Stop* const stopped_already = current_stop()) return error_of(stopped_already);
     }
     frame.serial_ = serial;
-    frame.deadline_ = frame.limit_.count() == 0 ? kNever : after(Clock::now(), frame.limit_);
+    frame.deadline_ = after(Clock::now(), frame.limit_);
     frame.outer_ = innermost;
     innermost = &frame;
     thread = &here;

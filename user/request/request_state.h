@@ -11,13 +11,16 @@
 #include <thread>
 #include <vector>
 
-#include "base/unique_fd.h"
+#include "base/wake_pipe.h"
 #include "request/poke.h"
 
 namespace sockalarm::detail {
 
 using Clock = std::chrono::steady_clock;
 inline constexpr Clock::time_point kNever = Clock::time_point::max();
+inline Clock::time_point later(Clock::time_point from, std::chrono::nanoseconds by) noexcept {
+  return by >= kNever - from ? kNever : from + by;
+}
 
 // What a Request stands for. Belongs to its service, which hands it to one Request after the other; each has
 // another serial, so a Shield or a call that outlived its Request finds out.
@@ -96,7 +99,7 @@ struct RequestState {
   bool signal_taken = false;  // by the program: it cannot be poked
 
   bool waiting = false;  // in wait()
-  UniqueFd wake_out, wake_in;
+  std::optional<WakePipe> wake_pipe;
 
  private:
   using Sources = std::vector<std::stop_source>;
@@ -113,7 +116,6 @@ struct RequestState {
   bool stop_here(std::unique_lock<std::mutex>& lock);
   void release_due(Clock::time_point now, Sources& to_stop);
   void poke(Clock::time_point now) noexcept;
-  void wake() noexcept;
 
   // Without it:
   bool ask_handler(std::size_t which, ValueSlot value);
@@ -122,10 +124,9 @@ struct RequestState {
   void hold_alarms() noexcept;
   void resume_alarms() noexcept;
   void run_cleanups();
-  Result<void> make_wake_pipe();
-  void clear_wake_pipe() noexcept;
 };
 
 std::optional<Error> error_of(const Stop* stop);
+Error error_inert();
 
 }  // namespace sockalarm::detail
