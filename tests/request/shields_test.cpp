@@ -269,12 +269,29 @@ class DataFile {
   std::string folder_ = "/tmp/sockalarm-test-XXXXXX";
 };
 
+// Three changes of the file, with something between them that takes a moment.
+void handle(Request& request, DataFile& file, const std::stop_token& token) {
+  for (int step = 0; step < 3 && !token.stop_requested(); ++step) {
+    file.increment(request);
+    const timespec work{0, 100'000};
+    ::nanosleep(&work, nullptr);
+  }
+}
+
 TEST_P(Shields, AThousandClientsLeaveAtRandomMoments) {
   SOCKALARM_WATCHER(watcher, GetParam());
   const auto requests = Requests::create(watcher, {.limit = 0s}).value();
   DataFile file;
+  // Moments in a handler and just after it, however long one takes here.
+  const auto before = Clock::now();
+  for (int i = 0; i < 10; ++i) {
+    Request request = requests.begin("/").value();
+    ASSERT_TRUE(
+        request.call("handler", 0s, [&](const std::stop_token& token) { handle(request, file, token); }));
+  }
+  const auto ten = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - before);
   std::mt19937 random(7);
-  std::uniform_int_distribution<int> us(0, 2'500);
+  std::uniform_int_distribution<long> us(0, ten.count() * 2 / 10);
   int stopped = 0, finished = 0;
   for (int i = 0; i < 1'000; ++i) {
     Connection connection = tcp_pair();
@@ -292,13 +309,8 @@ TEST_P(Shields, AThousandClientsLeaveAtRandomMoments) {
       Request request = requests.begin(watch, "/").value();
       request.on_cleanup([&](bool) { ++cleanups; });
       begun.store(true);
-      const auto result = request.call("handler", 0s, [&](const std::stop_token& token) {
-        for (int step = 0; step < 3 && !token.stop_requested(); ++step) {
-          file.increment(request);
-          const timespec work{0, 100'000};
-          ::nanosleep(&work, nullptr);
-        }
-      });
+      const auto result =
+          request.call("handler", 0s, [&](const std::stop_token& token) { handle(request, file, token); });
       ++(result ? finished : stopped);
       request.on_cleanup([&](bool) { ++cleanups; });
     }
