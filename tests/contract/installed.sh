@@ -16,10 +16,17 @@ if [ -x "$work/outside/outside_request" ]; then "$work/outside/outside_request";
 
 PKG_CONFIG_PATH=$(dirname "$(find "$work/prefix" -name sockalarm.pc)")
 export PKG_CONFIG_PATH
-pkg-config --validate sockalarm
 read -ra flags < <(pkg-config --cflags --libs --static sockalarm)
-"$cxx" -std=c++20 "$source/tests/contract/outside/main.cpp" -o "$work/by-pkg-config" "${flags[@]}"
-"$work/by-pkg-config"
+
+by_pkg_config() {  # MODULE SOURCE [OPTION]...
+  local module=$1 file=$2 module_flags
+  shift 2
+  pkg-config --validate "$module"
+  read -ra module_flags < <(pkg-config --cflags --libs --static "$module")
+  "$cxx" -std=c++20 "$@" "$source/tests/contract/outside/$file" -o "$work/by-pkg-config-$module" "${module_flags[@]}"
+  "$work/by-pkg-config-$module"
+}
+by_pkg_config sockalarm main.cpp
 
 run_example() {  # the text is on stdin
   mkdir "$work/$1"
@@ -36,17 +43,10 @@ for text in LICENSE.md Apache-2.0.txt GPL-2.0-only.txt; do
 done
 for component in postgres mariadb; do
   if [ -e "$PKG_CONFIG_PATH/sockalarm-$component.pc" ]; then
-    pkg-config --validate "sockalarm-$component"
-    # shellcheck disable=SC2046
-    "$cxx" -std=c++20 "-DOUTSIDE_${component^^}" "$source/tests/contract/outside/databases.cpp" -o "$work/by-pkg-config-$component" \
-      $(pkg-config --cflags --libs --static "sockalarm-$component")
-    "$work/by-pkg-config-$component"
+    by_pkg_config "sockalarm-$component" databases.cpp "-DOUTSIDE_${component^^}"
   fi
 done
 if [ -f "$PKG_CONFIG_PATH/sockalarm-request.pc" ]; then
-  # shellcheck disable=SC2046
-  "$cxx" -std=c++20 "$source/tests/contract/outside/request.cpp" -o "$work/request-by-pkg-config" \
-    $(pkg-config --cflags --libs --static sockalarm-request)
-  "$work/request-by-pkg-config"
+  by_pkg_config sockalarm-request request.cpp
 fi
 if [ -x "$work/prefix/bin/sockalarm" ]; then "$work/prefix/bin/sockalarm" --version; fi

@@ -13,19 +13,6 @@
 namespace sockalarm::test {
 namespace {
 
-UniqueFd connect_to_port(const std::string& port) {
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<std::uint16_t>(std::stoi(port)));
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  UniqueFd client;
-  EXPECT_TRUE(eventually([&] {
-    client = UniqueFd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    return ::connect(client.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
-  }));
-  return client;
-}
-
 UniqueFd ask(const std::string& port, const std::string& seconds) {
   UniqueFd client = connect_to_port(port);
   send_text(client.get(), "GET /report?seconds=" + seconds + " HTTP/1.1\r\nHost: localhost\r\n\r\n");

@@ -43,20 +43,13 @@ class QueriesTest : public testing::TestWithParam<std::tuple<DatabaseKind, Sourc
  protected:
   void SetUp() override {
     const auto& [kind, source] = GetParam();
-    auto made = make_watcher(source, options());
+    auto made = make_watcher(source, logging_to(warnings_, LogLevel::warning));
     if (!made && !kernel_required() && source == SourceKind::kernel) GTEST_SKIP() << made.error().message();
     ASSERT_TRUE(made) << made.error().message();
     watcher_.emplace(std::move(*made));
     std::unique_ptr<Database>& known = started()[kind.name];
     if (!known) known = kind.start();
     database_ = known.get();
-  }
-  Options options() {
-    Options options;
-    options.log = [this](LogLevel level, std::string_view text) {
-      if (level >= LogLevel::warning) warnings_.write(std::string(text));
-    };
-    return options;
   }
   const Watcher& watcher() const { return *watcher_; }
   Database& database() const { return *database_; }

@@ -63,6 +63,15 @@ class Journal {
   Event last_;
 };
 
+// The journal must outlive the Watcher.
+inline Options logging_to(Journal& journal, LogLevel at_least) {
+  Options options;
+  options.log = [&journal, at_least](LogLevel level, std::string_view text) {
+    if (level >= at_least) journal.write(std::string(text));
+  };
+  return options;
+}
+
 // A condition that another thread makes true without telling; looked at until it is, or patience ends.
 template <class Condition>
 bool eventually(Condition condition, std::chrono::nanoseconds patience = kPatience) {

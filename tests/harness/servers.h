@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "harness/alarms.h"
+#include "harness/ports.h"
 #include "harness/sockets.h"
 
 // Real servers that a test starts for itself: without privileges, in a folder of their own, in the
@@ -142,12 +143,6 @@ inline void run_to_end(const ServerFolder& folder, const std::string& name, std:
   if (const int status = process.wait(); status != 0)
     throw std::runtime_error(name + " ended with " + std::to_string(status) + ": " +
                              folder.read(name + ".log"));
-}
-
-// A port that is free now.
-inline std::string free_port() {
-  const Listener probe = listen_on(AF_INET);
-  return std::to_string(ntohs(reinterpret_cast<const sockaddr_in*>(&probe.address)->sin_port));
 }
 
 }  // namespace sockalarm::test

@@ -6,30 +6,13 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "harness/ports.h"
 #include "integration/cli.h"
 
 // socat between a TCP client and `sockalarm run`, as in the README.
 
 namespace sockalarm::test {
 namespace {
-
-std::string free_port() {
-  const Listener probe = listen_on(AF_INET);
-  return std::to_string(ntohs(reinterpret_cast<const sockaddr_in*>(&probe.address)->sin_port));
-}
-
-UniqueFd connect_to_port(const std::string& port) {
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<std::uint16_t>(std::stoi(port)));
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  UniqueFd client;
-  EXPECT_TRUE(eventually([&] {
-    client = UniqueFd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    return ::connect(client.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
-  }));
-  return client;
-}
 
 // The object that --json wrote as the `count`th for `event`, once it is there.
 nlohmann::json told(const Process& process, const std::string& event, int count) {

@@ -175,14 +175,8 @@ TEST_P(Shields, NoAlarmOfTheRequestGoesOffAfterItsEnd) {
 #endif
 
 TEST_P(Shields, OneThatOutlivesItsRequestIsAnError) {
-  std::vector<std::string> log;
-  std::mutex mutex;
-  Options options;
-  options.log = [&](LogLevel level, std::string_view text) {
-    const std::lock_guard lock(mutex);
-    if (level == LogLevel::error) log.emplace_back(text);
-  };
-  SOCKALARM_WATCHER(watcher, GetParam(), options);
+  Journal told;
+  SOCKALARM_WATCHER(watcher, GetParam(), logging_to(told, LogLevel::error));
   Scene scene(watcher);
   std::optional<Shield> left;
   {
@@ -196,6 +190,7 @@ TEST_P(Shields, OneThatOutlivesItsRequestIsAnError) {
     EXPECT_TRUE(cleaned);
     EXPECT_EQ(request.record().shields_left, 1U);
   }
+  const std::vector<std::string> log = told.lines();
   ASSERT_EQ(log.size(), 1U);
   EXPECT_NE(log[0].find("outlived"), std::string::npos);
   // It holds nothing back in the next request, neither while it is there nor when it ends.

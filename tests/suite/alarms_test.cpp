@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "core/open_descriptors.h"
+#include "suite/scene.h"
 #include "suite/suite.h"
 
 namespace sockalarm::test {
@@ -19,16 +20,6 @@ namespace {
 SOCKALARM_SUITE(AlarmsTest);
 
 std::vector<int> open_descriptors() { return detail::open_descriptors().value(); }
-
-// A watched connection, the most common scene.
-struct Scene {
-  explicit Scene(const Watcher& watcher)
-      : connection(tcp_pair()), watch(watcher.watch(connection.ours.get()).value()) {}
-  void peer_leaves() { connection.peer.reset(); }
-
-  Connection connection;
-  Watch watch;
-};
 
 TEST_P(AlarmsTest, ChainRunsInOrderOnce) {
   SOCKALARM_WATCHER(watcher, GetParam());

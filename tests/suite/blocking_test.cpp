@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <thread>
 
+#include "suite/scene.h"
 #include "suite/suite.h"
 
 // Actions that may block, and the helper threads that run them.
@@ -17,15 +18,6 @@ namespace sockalarm::test {
 namespace {
 
 SOCKALARM_SUITE(BlockingTest);
-
-struct Scene {
-  explicit Scene(const Watcher& watcher)
-      : connection(tcp_pair()), watch(watcher.watch(connection.ours.get()).value()) {}
-  void peer_leaves() { connection.peer.reset(); }
-
-  Connection connection;
-  Watch watch;
-};
 
 // Holds those who come until it is opened; counts them.
 class Gate {

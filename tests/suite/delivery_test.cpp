@@ -7,6 +7,7 @@
 #include <random>
 
 #include "harness/signals.h"
+#include "suite/scene.h"
 #include "suite/suite.h"
 
 // Signals to the thread that armed, whoever sends them: the kernel in the thread itself, the handler of
@@ -16,13 +17,6 @@ namespace sockalarm::test {
 namespace {
 
 SOCKALARM_SUITE_OVER(tested_ways, DeliveryTest);
-
-struct Scene {
-  explicit Scene(const Watcher& watcher)
-      : connection(tcp_pair()), watch(watcher.watch(connection.ours.get()).value()) {}
-  Connection connection;
-  Watch watch;
-};
 
 TEST_P(DeliveryTest, ReachesTheThreadThatArmedOnce) {
   SOCKALARM_WATCHER(watcher, GetParam());
