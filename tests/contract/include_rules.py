@@ -9,7 +9,8 @@ import tempfile
 # (files, what their includes may not match, why)
 RULES = [
     (r"include/", r"^(?!(sockalarm/|tl/expected\.hpp$|sys/|netinet/|[a-z_]+$|[a-z]+\.h$))", "public headers stand alone"),
-    (r"user/base/", r"^(core|request|cli|bpf)/", "base is the lowest room"),
+    (r"user/base/", r"^(core|ipc|request|cli|bpf)/", "base is the lowest room"),
+    (r"user/ipc/(scm_rights|frame)\.", r"^(?!(sockalarm/(result|unique_fd)\.h$|base/|ipc/(scm_rights|frame)\.h$|sys/|[a-z_]+$|[a-z]+\.h$))", "sendmsg and the frame codec stand alone"),
     (r"user/core/", r"^(cli|request)/", "the library does not know the tool, nor what is built on top"),
     (r"user/(core|base|cli)/", r"^(toml\+\+|re2)/", "only request scopes need these libraries"),
     (r"user/request/", r"^(cli|bpf)/", "request scopes stand on the core"),
