@@ -25,5 +25,6 @@
 #include <sockalarm/address.h>
 #include <sockalarm/diagnostics.h>
 #include <sockalarm/event.h>
+#include <sockalarm/fd_channel.h>
 #include <sockalarm/result.h>
 #include <sockalarm/watcher.h>

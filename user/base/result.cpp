@@ -41,6 +41,16 @@ class Category final : public std::error_category {
         return "time limit of the request passed";
       case Errc::peer_gone:
         return "the peer has gone";
+      case Errc::queue_full:
+        return "the send queue is full";
+      case Errc::channel_ended:
+        return "the channel is over";
+      case Errc::malformed_frame:
+        return "malformed frame";
+      case Errc::message_too_large:
+        return "message too large";
+      case Errc::descriptors_lost:
+        return "descriptors were lost";
     }
     return "unknown error " + std::to_string(value);
   }
