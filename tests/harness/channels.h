@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <sockalarm/fd_channel.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <functional>
+#include <initializer_list>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "harness/descriptors.h"
+
+// What the tests of channels need: an event loop, children, numbered files.
+namespace sockalarm::test {
+
+// Serves the channels until `done`, as an event loop would. False after `patience`, a guard against hanging.
+inline bool serve(const std::vector<FdChannel*>& channels, const std::function<bool()>& done,
+                  std::chrono::milliseconds patience = std::chrono::seconds(60)) {
+  const auto until = std::chrono::steady_clock::now() + patience;
+  while (!done()) {
+    std::vector<pollfd> waited;
+    int timeout = 1000;
+    for (const FdChannel* channel : channels) {
+      waited.push_back({channel->poll_fd(), channel->poll_events(), 0});
+      if (const auto wish = channel->poll_timeout()) timeout = std::min(timeout, static_cast<int>(wish->count()));
+    }
+    if (std::chrono::steady_clock::now() > until) return false;
+    ::poll(waited.data(), static_cast<nfds_t>(waited.size()), timeout);
+    for (FdChannel* channel : channels) channel->process();
+  }
+  return true;
+}
+
+inline std::string text_of(const FdMessage& message) {
+  return {reinterpret_cast<const char*>(message.payload.data()), message.payload.size()};
+}
+
+inline FdMessage message_of(std::string_view text, std::vector<UniqueFd> fds = {}) {
+  const auto bytes = bytes_of(text);
+  return {{bytes.begin(), bytes.end()}, std::move(fds)};
+}
+
+// A file that says its number: so that a descriptor can be told from its brothers.
+inline UniqueFd numbered_file(int number) {
+  UniqueFd fd = make_file();
+  require(::pwrite(fd.get(), &number, sizeof number, 0) == sizeof number, "pwrite");
+  return fd;
+}
+
+inline int number_of(const UniqueFd& fd) {
+  int number = -1;
+  return ::pread(fd.get(), &number, sizeof number, 0) == sizeof number ? number : -1;
+}
+
+// Runs `body` in a forked child, which exits with what it returns (gtest's assertions do not work there).
+class Child {
+ public:
+  explicit Child(const std::function<int()>& body) : pid_(::fork()) {
+    if (pid_ == 0) ::_exit(body());
+  }
+  ~Child() {
+    if (pid_ > 0) wait();
+  }
+  Child(const Child&) = delete;
+  Child& operator=(const Child&) = delete;
+  pid_t pid() const { return pid_; }
+  int wait() {
+    int status = 0;
+    ::waitpid(pid_, &status, 0);
+    pid_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  }
+
+ private:
+  pid_t pid_;
+};
+
+}  // namespace sockalarm::test
