@@ -33,8 +33,8 @@ struct FdMessage {
 struct FdChannelOptions {
   // Called once, when the channel is over. Null: orderly, the peer closed its end between two messages (or
   // finish() here has sent all). Else why: Errc::malformed_frame, message_too_large, descriptors_lost, or an
-  // errno. What was waiting to be received is then dropped without a call, what was not sent is to be had from
-  // take_unsent().
+  // errno. What was waiting to be received is then dropped without a call, what was not sent is to be had
+  // from take_unsent().
   std::function<void(const Error*)> on_end;
   std::size_t max_queued_messages = 1024;  // the send queue's bounds; a single message may exceed the other
   std::size_t max_queued_bytes = 4 << 20;  // two when the queue is empty
@@ -44,18 +44,18 @@ struct FdChannelOptions {
   bool own_thread = false;  // it serves itself (all signals blocked there); process() is not to be called
 };
 
-// Who is at the other end, as the kernel noted at connect(2) or socketpair(2): not forged, but maybe handed on
-// since. The ends of a socketpair carry its creator on both sides, also after fork(2).
+// Who is at the other end, as the kernel noted at connect(2) or socketpair(2): not forged, but maybe handed
+// on since. The ends of a socketpair carry its creator on both sides, also after fork(2).
 struct PeerCredentials {
   uid_t uid;
   gid_t gid;
   pid_t pid = 0;   // 0: not told by this system (getpeereid(3))
-  UniqueFd pidfd;  // Linux >= 6.5 (SO_PEERPIDFD): signals and waits for that very process. Else empty, because
-                   // pidfd_open(pid) might name a successor
+  UniqueFd pidfd;  // Linux >= 6.5 (SO_PEERPIDFD): signals and waits for that very process. Else empty,
+                   // because pidfd_open(pid) might name a successor
 };
 
-// One end. send() and receive() only put into queues and return at once; process() moves what can be moved and
-// calls back. Any thread may call, process() by one at a time (a second one returns). Callbacks come from
+// One end. send() and receive() only put into queues and return at once; process() moves what can be moved
+// and calls back. Any thread may call, process() by one at a time (a second one returns). Callbacks come from
 // process() alone, in order, without a lock, and may call everything, also destroy the channel. What they
 // throw leaves process() (and ends the program with own_thread).
 // The destructor drops what is queued and waits for a callback that runs on the channel's own thread, unless
@@ -96,7 +96,8 @@ class FdChannel {
 
   // For an event loop: when poll_fd() shows poll_events(), or poll_timeout() is over, call process(); ask all
   // three anew before each wait. On Linux the descriptor is an epoll(7) instance: always the same, readable
-  // when there is work, also by other threads' calls, and poll_timeout() is none. Elsewhere -1 means: nothing.
+  // when there is work, also by other threads' calls, and poll_timeout() is none. Elsewhere -1 means:
+  // nothing.
   int poll_fd() const noexcept;
   short poll_events() const noexcept;
   std::optional<std::chrono::milliseconds> poll_timeout() const noexcept;
@@ -113,7 +114,8 @@ class FdChannel {
 
  private:
   friend class FdListener;
-  FdChannel(std::shared_ptr<detail::ChannelCore> core, std::shared_ptr<detail::ChannelThread> thread) noexcept;
+  FdChannel(std::shared_ptr<detail::ChannelCore> core,
+            std::shared_ptr<detail::ChannelThread> thread) noexcept;
   void stop() noexcept;
   std::shared_ptr<detail::ChannelCore> core_;  // null: moved from
   std::shared_ptr<detail::ChannelThread> thread_;

@@ -25,12 +25,12 @@ enum class Errc {
   invalid_use,       // a Request used in a way that it cannot be
   limit_passed,      // the time limit of a call
   request_limit_passed,
-  peer_gone,  // the client left
-  queue_full,        // FdChannel: as much as is allowed waits to be sent; again after a `sent`
-  channel_ended,     // FdChannel: it is over, on_end has said or will say why
-  malformed_frame,   // FdChannel: the peer does not speak its protocol, or stopped amid a message
-  message_too_large, // FdChannel: a message beyond the limits
-  descriptors_lost,  // FdChannel, only off Linux: another thread took the room kept for a descriptor
+  peer_gone,          // the client left
+  queue_full,         // FdChannel: as much as is allowed waits to be sent; again after a `sent`
+  channel_ended,      // FdChannel: it is over, on_end has said or will say why
+  malformed_frame,    // FdChannel: the peer does not speak its protocol, or stopped amid a message
+  message_too_large,  // FdChannel: a message beyond the limits
+  descriptors_lost,   // FdChannel, only off Linux: another thread took the room kept for a descriptor
 };
 
 const std::error_category& error_category() noexcept;

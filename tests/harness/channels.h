@@ -30,7 +30,8 @@ inline bool serve(const std::vector<FdChannel*>& channels, const std::function<b
     int timeout = 1000;
     for (const FdChannel* channel : channels) {
       waited.push_back({channel->poll_fd(), channel->poll_events(), 0});
-      if (const auto wish = channel->poll_timeout()) timeout = std::min(timeout, static_cast<int>(wish->count()));
+      if (const auto wish = channel->poll_timeout())
+        timeout = std::min(timeout, static_cast<int>(wish->count()));
     }
     if (std::chrono::steady_clock::now() > until) return false;
     ::poll(waited.data(), static_cast<nfds_t>(waited.size()), timeout);

@@ -17,8 +17,8 @@
 namespace sockalarm::detail {
 namespace {
 
-constexpr int kMessagesPerTurn = 64;    // so that a busy peer does not hold up the event loop
-constexpr int kReadsPerMessage = 64;    // likewise: one message is read over several turns
+constexpr int kMessagesPerTurn = 64;  // so that a busy peer does not hold up the event loop
+constexpr int kReadsPerMessage = 64;  // likewise: one message is read over several turns
 constexpr std::chrono::milliseconds kFirstDelay{1}, kLastDelay{50};
 
 }  // namespace
@@ -78,8 +78,9 @@ Result<void> ChannelCore::send(FdMessage&& message, std::function<void()> sent) 
   const std::lock_guard lock(mutex_);
   if (ended() || finishing_ || error_ || send_error_) return fail(over_error());
   if (outgoing_.size() >= options_.max_queued_messages ||
-      (!outgoing_.empty() && (bytes > options_.max_queued_bytes - std::min(queued_bytes_, options_.max_queued_bytes) ||
-                              fds > options_.max_queued_fds - std::min(queued_fds_, options_.max_queued_fds))))
+      (!outgoing_.empty() &&
+       (bytes > options_.max_queued_bytes - std::min(queued_bytes_, options_.max_queued_bytes) ||
+        fds > options_.max_queued_fds - std::min(queued_fds_, options_.max_queued_fds))))
     return fail(Error(Errc::queue_full, "the send queue has " + std::to_string(outgoing_.size()) +
                                             " messages, " + std::to_string(queued_bytes_) + " bytes and " +
                                             std::to_string(queued_fds_) + " descriptors"));
@@ -173,7 +174,8 @@ std::optional<std::chrono::milliseconds> ChannelCore::poll_timeout() const noexc
   const std::lock_guard lock(mutex_);
   const auto at = readiness_.at();
   if (!at) return std::nullopt;
-  return std::max(std::chrono::milliseconds(0), std::chrono::ceil<std::chrono::milliseconds>(*at - Clock::now()));
+  return std::max(std::chrono::milliseconds(0),
+                  std::chrono::ceil<std::chrono::milliseconds>(*at - Clock::now()));
 }
 
 std::size_t ChannelCore::queued() const noexcept {
@@ -256,9 +258,8 @@ Result<std::size_t> ChannelCore::send_some(Outgoing& first) {
   const bool last = fds == fds_left;
   const std::size_t length = last ? first.bytes : 0;  // the payload goes with the last of the descriptors
   const std::size_t size = ipc::kHeaderSize + length;
-  auto header = ipc::encode({.length = static_cast<std::uint32_t>(length),
-                             .fds = static_cast<std::uint16_t>(fds),
-                             .more = !last});
+  auto header = ipc::encode(
+      {.length = static_cast<std::uint32_t>(length), .fds = static_cast<std::uint16_t>(fds), .more = !last});
   std::array<int, ipc::kMaxFdsPerFrame> numbers{};
   if (first.offset == 0)
     std::transform(first.message.fds.begin() + static_cast<std::ptrdiff_t>(first.fds_sent),
@@ -269,7 +270,8 @@ Result<std::size_t> ChannelCore::send_some(Outgoing& first) {
   const std::array parts{
       iovec{header.data() + header_done, ipc::kHeaderSize - header_done},
       iovec{length > 0 ? first.message.payload.data() + payload_done : nullptr, length - payload_done}};
-  const auto sent = ipc::send_with_fds(socket_.get(), parts, std::span(numbers).first(first.offset == 0 ? fds : 0));
+  const auto sent =
+      ipc::send_with_fds(socket_.get(), parts, std::span(numbers).first(first.offset == 0 ? fds : 0));
   if (!sent) return fail(sent.error());
   if (first.offset == 0)  // they are the kernel's now
     for (std::size_t i = 0; i < fds; ++i) first.message.fds[first.fds_sent + i].reset();
@@ -355,7 +357,8 @@ void ChannelCore::update_wish() noexcept {
   wanted.socket = !unwanted_hangup_;
   wanted.read = !receivers_.empty() && !peer_ended_ && !receiving_.until;
   wanted.write = !outgoing_.empty() && !send_error_ && !sending_.until;
-  // A hang-up is reported whether wanted or not: while the peer's messages find no room, that would be all the time.
+  // A hang-up is reported whether wanted or not: while the peer's messages find no room, that would be all
+  // the time.
   if (receiving_.until && !wanted.write) wanted.socket = false;
   const auto earlier = [&](std::optional<Clock::time_point> at) {
     if (at && (!wanted.at || *at < *wanted.at)) wanted.at = at;

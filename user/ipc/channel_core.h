@@ -103,8 +103,8 @@ class ChannelCore {
   Backoff sending_, receiving_;
   bool processing_ = false;
   bool finishing_ = false;
-  bool peer_ended_ = false;     // nothing more will come
-  bool unwanted_hangup_ = false;  // the peer has hung up, and left messages that nobody waits for
+  bool peer_ended_ = false;          // nothing more will come
+  bool unwanted_hangup_ = false;     // the peer has hung up, and left messages that nobody waits for
   std::optional<Error> send_error_;  // nothing more can be sent
   std::optional<Error> error_;       // the end is decided, and why
   // Written with the mutex held: true from the end on. Read without it.

@@ -64,7 +64,8 @@ void ChannelThread::run(const std::shared_ptr<ChannelCore>& core) {
   while (!stopped_.load() && !core->ended()) {
     const auto timeout = core->poll_timeout();
     const int milliseconds =
-        timeout ? static_cast<int>(std::min<long long>(timeout->count(), std::numeric_limits<int>::max())) : -1;
+        timeout ? static_cast<int>(std::min<long long>(timeout->count(), std::numeric_limits<int>::max()))
+                : -1;
     std::array<pollfd, 2> waited{pollfd{core->poll_fd(), core->poll_events(), 0},
                                  pollfd{wake_read_.get(), POLLIN, 0}};
     ::poll(waited.data(), waited.size(), milliseconds);

@@ -20,7 +20,8 @@ class ChannelThread : public std::enable_shared_from_this<ChannelThread> {
   static Result<std::shared_ptr<ChannelThread>> create();
   // Errors: errno. From then on stop() must be called before the last reference goes.
   Result<void> start(std::shared_ptr<ChannelCore> core);
-  // When it returns, no callback runs, unless it is called in one. `foreign`: in a forked child, without a thread.
+  // When it returns, no callback runs, unless it is called in one. `foreign`: in a forked child, without a
+  // thread.
   void stop(bool foreign) noexcept;
   void wake() noexcept;
 

@@ -25,8 +25,9 @@ struct Prepared {
 
 Result<Prepared> prepare(const FdChannelOptions& options) {
   if (options.max_queued_messages == 0 || options.max_message_bytes > UINT32_MAX)
-    return fail(Error(Errc::invalid_options,
-                      "a channel's max_queued_messages must be 1 or more, its max_message_bytes below 4 GiB"));
+    return fail(
+        Error(Errc::invalid_options,
+              "a channel's max_queued_messages must be 1 or more, its max_message_bytes below 4 GiB"));
   auto parts = ChannelParts::create();
   if (!parts) return fail(parts.error());
   Prepared prepared{std::move(*parts), nullptr};
@@ -46,8 +47,7 @@ struct Made {
 // Takes the socket only when it works.
 Result<Made> make(Prepared prepared, UniqueFd& socket, FdChannelOptions options) {
   ipc::make_plain(socket.get());
-  auto core =
-      std::make_shared<ChannelCore>(std::move(socket), std::move(prepared.parts), std::move(options));
+  auto core = std::make_shared<ChannelCore>(std::move(socket), std::move(prepared.parts), std::move(options));
   if (prepared.thread) {
     core->on_wish_changed = [thread = prepared.thread.get()] { thread->wake(); };
     if (const auto started = prepared.thread->start(core); !started) {

@@ -18,13 +18,15 @@ tl::unexpected<Error> malformed(const std::string& what) {
 }
 
 tl::unexpected<Error> too_large(std::size_t size, std::size_t limit, const char* of_what) {
-  return fail(Error(Errc::message_too_large, "the peer's message has " + std::to_string(size) + " " + of_what +
-                                                 " or more, the limit is " + std::to_string(limit)));
+  return fail(Error(Errc::message_too_large, "the peer's message has " + std::to_string(size) + " " +
+                                                 of_what + " or more, the limit is " +
+                                                 std::to_string(limit)));
 }
 
 std::uint32_t number(std::span<const std::byte> bytes) {
   std::uint32_t value = 0;
-  for (std::size_t i = bytes.size(); i > 0; --i) value = value << 8 | std::to_integer<std::uint32_t>(bytes[i - 1]);
+  for (std::size_t i = bytes.size(); i > 0; --i)
+    value = value << 8 | std::to_integer<std::uint32_t>(bytes[i - 1]);
   return value;
 }
 
@@ -40,15 +42,18 @@ HeaderBytes encode(const FrameHeader& header) noexcept {
 }
 
 Result<FrameHeader> parse_header(std::span<const std::byte, kHeaderSize> bytes) {
-  if (!std::equal(kMagic.begin(), kMagic.end() - 1, bytes.begin())) return malformed("it does not begin with SFD");
+  if (!std::equal(kMagic.begin(), kMagic.end() - 1, bytes.begin()))
+    return malformed("it does not begin with SFD");
   if (bytes[3] != kMagic[3])
     return malformed("version " + std::to_string(std::to_integer<int>(bytes[3])) + ", this is version 1");
   if ((bytes[4] & ~kMore) != std::byte{0} || bytes[5] != std::byte{0}) return malformed("unknown flags");
   const FrameHeader header{.length = number(bytes.subspan(8, 4)),
                            .fds = static_cast<std::uint16_t>(number(bytes.subspan(6, 2))),
                            .more = bytes[4] == kMore};
-  if (header.fds > kMaxFdsPerFrame) return malformed(std::to_string(header.fds) + " descriptors in one frame");
-  if (header.more && header.fds == 0 && header.length == 0) return malformed("an empty frame with more to come");
+  if (header.fds > kMaxFdsPerFrame)
+    return malformed(std::to_string(header.fds) + " descriptors in one frame");
+  if (header.more && header.fds == 0 && header.length == 0)
+    return malformed("an empty frame with more to come");
   return header;
 }
 

@@ -69,9 +69,9 @@ class FrameDecoder {
   HeaderBytes header_bytes_{};
   std::size_t header_size_ = 0;
   FrameHeader header_;
-  std::size_t missing_ = 0;      // of the frame's payload
-  std::size_t frame_fds_ = 0;    // come with this frame so far
-  bool continued_ = false;       // the frame before said `more`
+  std::size_t missing_ = 0;    // of the frame's payload
+  std::size_t frame_fds_ = 0;  // come with this frame so far
+  bool continued_ = false;     // the frame before said `more`
   Message message_;
 };
 

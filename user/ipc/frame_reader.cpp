@@ -76,14 +76,29 @@ Result<Outcome> FrameReader::read_header(int socket, FrameDecoder& decoder) {
       receive_with_fds(socket, std::span(peeked).first(decoder.wanted_bytes()), wanted_fds, Take::peek);
   if (!received) return failed_read(received.error());
   if (received->size == 0) return ended(decoder);
-  if (received->fds_truncated) {
+  // When the bytes asked for end with a message, Linux' peek (unix_stream_read_generic(), to 6.18 at least)
+  // goes on to the next one that has descriptors and installs those, too. They must not be taken for ours,
+  // nor waited for.
+  bool none_announced = false;
+  if (received->size == kHeaderSize) {
+    const auto header = parse_header(peeked);
+    if (!header) return fail(header.error());
+    none_announced = header->fds == 0;
+  }
+  if (none_announced) received->fds.clear();
+  if (received->fds_truncated && !none_announced) {
     if (received->fds.size() == wanted_fds) return too_many_fds(wanted_fds);
     return Outcome::no_room;  // those that came are closed here, the message waits
   }
   const auto consumed = receive_with_fds(socket, std::span(taken).first(received->size), 0);
   if (!consumed) return fail(consumed.error().with_context("taking a message that was there"));
-  if (consumed->size != received->size || peeked != taken || consumed->fds_truncated == received->fds.empty())
-    return fail(Error(Errc::malformed_frame, "somebody else reads from or peeks into this socket, too"));
+  if (consumed->size != received->size || peeked != taken)
+    return fail(Error(Errc::malformed_frame, "somebody else reads from this socket, too"));
+  // `fds_truncated` now only says whether descriptors were with the bytes consumed.
+  if (!consumed->fds_truncated) received->fds.clear();
+  if (consumed->fds_truncated && received->fds.empty())
+    return fail(
+        Error(Errc::malformed_frame, "the peer sent what is no frame: descriptors that were not announced"));
   return fed(decoder.feed(std::span(taken).first(consumed->size), std::move(received->fds)));
 }
 

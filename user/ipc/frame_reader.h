@@ -21,8 +21,8 @@ inline constexpr std::size_t kFdsPerFrame = 1;  // the receiver has room for one
 // Reads a socket into a FrameDecoder, never further than to the end of a message, and never takes from the
 // kernel a descriptor that finds no room here.
 //
-// On Linux recvmsg(2) with MSG_PEEK installs the descriptors and leaves the message where it is. Only when all
-// of them are here is the message consumed; else those that came are closed, and it is tried again later.
+// On Linux recvmsg(2) with MSG_PEEK installs the descriptors and leaves the message where it is. Only when
+// all of them are here is the message consumed; else those that came are closed, and it is tried again later.
 // Whatever other threads do in between, a descriptor is always in one place at least.
 //
 // Elsewhere a peek gives no descriptors. One number is kept in reserve and given up for the one descriptor

@@ -45,7 +45,7 @@ void set_nonblocking(int fd, bool on) noexcept {
 
 }  // namespace
 
-void make_plain(int socket) noexcept {
+void make_plain([[maybe_unused]] int socket) noexcept {
   [[maybe_unused]] const int off = 0, on = 1;
 #ifdef SO_NOSIGPIPE
   ::setsockopt(socket, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
@@ -121,7 +121,8 @@ Result<void> check_connected(int socket) {
   length = sizeof address;
   ::getsockname(socket, reinterpret_cast<sockaddr*>(&address), &length);
   if (type != SOCK_STREAM || address.ss_family != AF_UNIX)
-    return fail(Error(Errc::not_a_stream, "descriptor " + std::to_string(socket) + " is no AF_UNIX stream socket"));
+    return fail(
+        Error(Errc::not_a_stream, "descriptor " + std::to_string(socket) + " is no AF_UNIX stream socket"));
   length = sizeof address;
   if (::getpeername(socket, reinterpret_cast<sockaddr*>(&address), &length) != 0)
     return fail(Error(Errc::not_connected, "descriptor " + std::to_string(socket) + " is not connected"));

@@ -268,7 +268,8 @@ TEST(FdChannelTest, ReceiveBeforeSend) {
 TEST(FdChannelTest, SendBeforeReceive) {
   auto [a, b] = FdChannel::pair().value();
   constexpr int kCount = 1000;
-  for (int i = 0; i < kCount; ++i) ASSERT_TRUE(a.send(message_of(std::string(1000, 'x') + std::to_string(i))));
+  for (int i = 0; i < kCount; ++i)
+    ASSERT_TRUE(a.send(message_of(std::string(1000, 'x') + std::to_string(i))));
   for (int i = 0; i < 50; ++i) EXPECT_TRUE(a.process());
   EXPECT_GT(a.queued(), 0U);
   int received = 0;
@@ -327,7 +328,8 @@ TEST(FdChannelTest, AChannelOverAChannel) {
   ASSERT_TRUE(serve({&inner}, [&, &inner = inner] { return inner.queued() == 0; }));
   ASSERT_TRUE(a.send(passed.release().value()));
   std::optional<FdChannel> arrived;
-  ASSERT_TRUE(b.receive([&](FdMessage m) { arrived.emplace(FdChannel::adopt(std::move(m.fds.at(0))).value()); }));
+  ASSERT_TRUE(
+      b.receive([&](FdMessage m) { arrived.emplace(FdChannel::adopt(std::move(m.fds.at(0))).value()); }));
   ASSERT_TRUE(serve({&a, &b}, [&] { return arrived.has_value(); }));
   std::vector<int> received;
   int back = -1;
@@ -351,8 +353,8 @@ TEST(FdChannelTest, AChannelIsNotGivenAwayAmidMessages) {
   EXPECT_EQ(against.channel->release().error().code(), std::errc::device_or_resource_busy);
 }
 
-// The twin of full_descriptor_table.t: room for 20, 30 are passed, and the receiver frees some now and then. In
-// between it waits until the channel says that it is stuck, instead of half a second.
+// The twin of full_descriptor_table.t: room for 20, 30 are passed, and the receiver frees some now and then.
+// In between it waits until the channel says that it is stuck, instead of half a second.
 TEST(FdChannelTest, AFullTableLosesNothing) {
   auto fork = FdChannelFork::create().value();
   Child child([&] {
@@ -405,6 +407,26 @@ TEST(FdChannelTest, AFullTableDoesNotKeepTheLoopBusyNorFromSending) {
   EXPECT_FALSE(b.waiting_for_room());
 }
 
+// A peek on Linux installs the next frame's descriptors, too.
+TEST(FdChannelTest, AMessageWithoutDescriptorsIsNotHeldUpByTheNext) {
+  auto [a, b] = FdChannel::pair().value();
+  for (int i = 0; i < 4; ++i) ASSERT_TRUE(a.send(message_of("plain")));
+  std::vector<UniqueFd> two;
+  for (int i = 0; i < 2; ++i) two.push_back(numbered_file(i));
+  ASSERT_TRUE(a.send(message_of("two", std::move(two))));
+  ASSERT_TRUE(serve({&a}, [&, &a = a] { return a.queued() == 0; }));
+  std::vector<std::size_t> counts;
+  for (int i = 0; i < 5; ++i)
+    ASSERT_TRUE(b.receive([&](const FdMessage& m) { counts.push_back(m.fds.size()); }));
+  {
+    TableFiller filler;
+    ASSERT_TRUE(serve({&b}, [&, &b = b] { return b.waiting_for_room(); }));
+    EXPECT_EQ(counts, (std::vector<std::size_t>{0, 0, 0, 0}));
+  }
+  ASSERT_TRUE(serve({&b}, [&] { return counts.size() == 5; }));
+  EXPECT_EQ(counts.back(), 2U);
+}
+
 TEST(FdChannelTest, ManyDescriptorsAndALargePayloadInOneMessage) {
   auto [a, b] = FdChannel::pair().value();
   std::vector<UniqueFd> files;
@@ -447,8 +469,8 @@ TEST(FdChannelTest, MalformedInputEndsTheChannelOnceAndLeaksNothing) {
       "GET / HTTP/1.1\r\n",
       std::string("SFD\2\0\0\0\0\0\0\0\0", 12),
       header(std::string("\0\0\xfe\0\0\0\0\0", 8)),
-      header(std::string("\0\0\1\0\0\0\0\0", 8)),      // a descriptor that does not come
-      header(std::string("\0\0\0\0\0\0\0\xff", 8)),    // 4 GiB
+      header(std::string("\0\0\1\0\0\0\0\0", 8)),    // a descriptor that does not come
+      header(std::string("\0\0\0\0\0\0\0\xff", 8)),  // 4 GiB
       header(std::string("\1\0\0\0\0\0\0\0", 8)),
   };
   for (const std::string& input : inputs) {

@@ -95,8 +95,8 @@ TEST(FrameTest, MalformedHeadersAreRefused) {
     bytes[at] = std::byte{value};
     return bytes;
   };
-  for (const auto& bytes : {broken(0, 'X'), broken(2, 0), broken(3, 2), broken(4, 2), broken(4, 0x81), broken(5, 1),
-                            broken(6, 254), broken(7, 1), frame({.more = true})}) {
+  for (const auto& bytes : {broken(0, 'X'), broken(2, 0), broken(3, 2), broken(4, 2), broken(4, 0x81),
+                            broken(5, 1), broken(6, 254), broken(7, 1), frame({.more = true})}) {
     FrameDecoder decoder(kLimits);
     EXPECT_EQ(decode(decoder, bytes).error().code(), Errc::malformed_frame);
   }
