@@ -385,26 +385,27 @@ TEST(FdChannelTest, AFullTableLosesNothing) {
   EXPECT_EQ(child.wait(), 0);
 }
 
-TEST(FdChannelTest, AFullTableDoesNotKeepTheLoopBusyNorFromSending) {
+TEST(FdChannelTest, AFullTableKeepsNobodyFromSending) {
   auto [a, b] = FdChannel::pair().value();
-  ASSERT_TRUE(a.send(numbered_file(1)));
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(a.send(numbered_file(i)));
   ASSERT_TRUE(serve({&a}, [&, &a = a] { return a.queued() == 0; }));
-  bool got = false, answered = false;
-  ASSERT_TRUE(b.receive([&](const FdMessage& m) { got = number_of(m.fds.at(0)) == 1; }));
+  std::vector<UniqueFd> got;
+  bool answered = false;
+  for (int i = 0; i < 3; ++i)
+    ASSERT_TRUE(b.receive([&](FdMessage m) { got.push_back(std::move(m.fds.at(0))); }));
   ASSERT_TRUE(a.receive([&](const FdMessage& m) { answered = text_of(m) == "busy"; }));
   {
     TableFiller filler;
-    ASSERT_TRUE(serve({&b}, [&, &b = b] {
-      filler.fill();
-      return b.waiting_for_room();
-    }));
+    // Off Linux one has room in reserve.
+    ASSERT_TRUE(serve({&b}, [&, &b = b] { return b.waiting_for_room(); }));
     ASSERT_TRUE(b.send(message_of("busy")));
     ASSERT_TRUE(serve({&a, &b}, [&] { return answered; }));
-    EXPECT_FALSE(got);
+    EXPECT_LT(got.size(), 2U);
     EXPECT_TRUE(b.waiting_for_room());
   }
-  EXPECT_TRUE(serve({&a, &b}, [&] { return got; }));
+  ASSERT_TRUE(serve({&a, &b}, [&] { return got.size() == 3; }));
   EXPECT_FALSE(b.waiting_for_room());
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(number_of(got[static_cast<std::size_t>(i)]), i);
 }
 
 // A peek on Linux installs the next frame's descriptors, too.
