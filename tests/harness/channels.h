@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <sockalarm/fd_channel.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -11,9 +12,10 @@
 #include <chrono>
 #include <cstddef>
 #include <functional>
-#include <initializer_list>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "harness/descriptors.h"
@@ -82,6 +84,44 @@ class Child {
 
  private:
   pid_t pid_;
+};
+
+// How a channel ended.
+struct End {
+  int times = 0;
+  std::optional<Error> why;
+  FdChannelOptions options() {
+    FdChannelOptions made;
+    made.on_end = [this](const Error* error) {
+      ++times;
+      if (error != nullptr) why = *error;
+    };
+    return made;
+  }
+};
+
+// A channel and a plain socket that plays its peer.
+struct Against {
+  UniqueFd peer;
+  End end;
+  std::optional<FdChannel> channel;
+  explicit Against(std::function<void(FdChannelOptions&)> change = {}) {
+    int ends[2];
+    require(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0, "socketpair");
+    peer.reset(ends[1]);
+    FdChannelOptions options = end.options();
+    if (change) change(options);
+    UniqueFd ours(ends[0]);
+    channel.emplace(FdChannel::adopt(std::move(ours), std::move(options)).value());
+  }
+  bool ends() {
+    return serve({&*channel}, [this] { return end.times > 0; });
+  }
+};
+
+struct Path {
+  std::string text = "/tmp/sockalarm-channel-" + std::to_string(::getpid());
+  ~Path() { ::unlink(text.c_str()); }
 };
 
 }  // namespace sockalarm::test
