@@ -113,7 +113,8 @@ Result<void> FdChannel::send(UniqueFd&& fd, std::function<void()> sent) {
   FdMessage message;
   message.fds.push_back(std::move(fd));
   auto queued = core_->send(std::move(message), std::move(sent));
-  if (!queued) fd = std::move(message.fds.front());
+  // A message that was refused has not been moved.
+  if (!queued) fd = std::move(message.fds.front());  // NOLINT(bugprone-use-after-move)
   return queued;
 }
 
