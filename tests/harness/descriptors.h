@@ -3,6 +3,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sockalarm/unique_fd.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -14,7 +15,6 @@
 #include <string_view>
 #include <vector>
 
-#include "base/unique_fd.h"
 #include "harness/sockets.h"
 
 // Descriptors, how many there are, and tables without room for more.
@@ -31,7 +31,8 @@ inline UniqueFd make_file() {
 }
 
 inline bool same_file(int a, int b) {
-  struct stat first{}, second{};
+  struct stat first {
+  }, second{};
   return ::fstat(a, &first) == 0 && ::fstat(b, &second) == 0 && first.st_dev == second.st_dev &&
          first.st_ino == second.st_ino;
 }

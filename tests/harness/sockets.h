@@ -6,6 +6,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sockalarm/unique_fd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -16,8 +17,6 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
-
-#include "base/unique_fd.h"
 
 // Sockets of the test's own, on loopback.
 namespace sockalarm::test {

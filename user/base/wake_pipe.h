@@ -3,11 +3,10 @@
 
 #include <fcntl.h>
 #include <sockalarm/result.h>
+#include <sockalarm/unique_fd.h>
 #include <unistd.h>
 
 #include <cerrno>
-
-#include "base/unique_fd.h"
 
 namespace sockalarm {
 

@@ -3,11 +3,10 @@
 
 #include <sockalarm/action.h>
 #include <sockalarm/result.h>
+#include <sockalarm/unique_fd.h>
 
 #include <cstddef>
 #include <vector>
-
-#include "base/unique_fd.h"
 
 namespace sockalarm::cli {
 

@@ -2,6 +2,7 @@
 #include "cli/process.h"
 
 #include <fcntl.h>
+#include <sockalarm/unique_fd.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -10,7 +11,6 @@
 #include <cstring>
 #include <fstream>
 
-#include "base/unique_fd.h"
 #include "cli/commands.h"
 
 namespace sockalarm::cli {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <poll.h>
 #include <sockalarm/sockalarm.h>
+#include <sockalarm/unique_fd.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -13,7 +14,6 @@
 
 #include "base/signal_text.h"
 #include "base/text.h"
-#include "base/unique_fd.h"
 #include "cli/commands.h"
 #include "cli/launcher.h"
 #include "cli/process.h"

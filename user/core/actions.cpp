@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sockalarm/action.h>
+#include <sockalarm/unique_fd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,7 +11,6 @@
 #include <exception>
 
 #include "base/signal_text.h"
-#include "base/unique_fd.h"
 #include "core/action_impl.h"
 #include "core/action_text.h"
 #include "core/open_descriptors.h"
@@ -123,7 +123,7 @@ class KillProcess final : public Step {
     else if (why != ENOSYS && why != EPERM)
       error_ = Error::from_errno(why, what + ": pidfd_open");
     if (error_) return;
-    // Linux < 5.3 (ENOSYS), or a sandbox that does not know the call (EPERM).
+      // Linux < 5.3 (ENOSYS), or a sandbox that does not know the call (EPERM).
 #endif
     if (::kill(pid_, 0) != 0 && errno != EPERM) error_ = invalid_errno(errno, what);
   }

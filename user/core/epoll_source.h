@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <sockalarm/unique_fd.h>
+
 #include <atomic>
 
-#include "base/unique_fd.h"
 #include "core/source.h"
 
 namespace sockalarm::detail {

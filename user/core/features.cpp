@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fcntl.h>
 #include <sockalarm/diagnostics.h>
+#include <sockalarm/unique_fd.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/utsname.h>
@@ -9,7 +10,6 @@
 #include <cerrno>
 #include <fstream>
 
-#include "base/unique_fd.h"
 #include "core/sources.h"
 
 #if SOCKALARM_LINUX

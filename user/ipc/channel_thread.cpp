@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ipc/channel_thread.h"
 
-#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <limits>
 #include <system_error>
+#include <utility>
 
 #include "ipc/channel_core.h"
 
@@ -19,14 +17,9 @@ namespace sockalarm::detail {
 
 Result<std::shared_ptr<ChannelThread>> ChannelThread::create() {
   std::shared_ptr<ChannelThread> made(new ChannelThread);
-  int ends[2];
-  if (::pipe(ends) != 0) return fail(Error::from_errno(errno, "pipe"));
-  made->wake_read_.reset(ends[0]);
-  made->wake_write_.reset(ends[1]);
-  for (const int end : ends) {
-    ::fcntl(end, F_SETFD, FD_CLOEXEC);
-    ::fcntl(end, F_SETFL, ::fcntl(end, F_GETFL) | O_NONBLOCK);
-  }
+  auto wake = WakePipe::make();
+  if (!wake) return fail(wake.error());
+  made->wake_ = std::move(*wake);
   return made;
 }
 
@@ -55,11 +48,6 @@ void ChannelThread::stop(bool foreign) noexcept {
     thread_.join();
 }
 
-void ChannelThread::wake() noexcept {
-  const char byte = 0;
-  [[maybe_unused]] const ssize_t n = ::write(wake_write_.get(), &byte, 1);  // full: it is awake
-}
-
 void ChannelThread::run(const std::shared_ptr<ChannelCore>& core) {
   while (!stopped_.load() && !core->ended()) {
     const auto timeout = core->poll_timeout();
@@ -67,10 +55,9 @@ void ChannelThread::run(const std::shared_ptr<ChannelCore>& core) {
         timeout ? static_cast<int>(std::min<long long>(timeout->count(), std::numeric_limits<int>::max()))
                 : -1;
     std::array<pollfd, 2> waited{pollfd{core->poll_fd(), core->poll_events(), 0},
-                                 pollfd{wake_read_.get(), POLLIN, 0}};
+                                 pollfd{wake_.fd(), POLLIN, 0}};
     ::poll(waited.data(), waited.size(), milliseconds);
-    std::array<char, 64> drained{};
-    if (waited[1].revents != 0 && ::read(wake_read_.get(), drained.data(), drained.size()) < 0) continue;
+    if (waited[1].revents != 0) wake_.clear();
     if (!stopped_.load()) core->process();
   }
 }

@@ -7,7 +7,7 @@
 #include <memory>
 #include <thread>
 
-#include "base/unique_fd.h"
+#include "base/wake_pipe.h"
 
 namespace sockalarm::detail {
 
@@ -23,13 +23,13 @@ class ChannelThread : public std::enable_shared_from_this<ChannelThread> {
   // When it returns, no callback runs, unless it is called in one. `foreign`: in a forked child, without a
   // thread.
   void stop(bool foreign) noexcept;
-  void wake() noexcept;
+  void wake() noexcept { wake_.wake(); }
 
  private:
   ChannelThread() = default;
   void run(const std::shared_ptr<ChannelCore>& core);
 
-  UniqueFd wake_read_, wake_write_;
+  WakePipe wake_;
   std::atomic<bool> stopped_{false};
   std::thread thread_;
 };

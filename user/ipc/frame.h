@@ -2,14 +2,13 @@
 #pragma once
 
 #include <sockalarm/result.h>
+#include <sockalarm/unique_fd.h>
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
-
-#include "base/unique_fd.h"
 
 // Frames of a stream with descriptors. A message is one frame or several, all but the last marked `more`:
 //

@@ -2,11 +2,11 @@
 #pragma once
 
 #include <sockalarm/result.h>
+#include <sockalarm/unique_fd.h>
 
 #include <cstddef>
 #include <vector>
 
-#include "base/unique_fd.h"
 #include "ipc/frame.h"
 
 namespace sockalarm::ipc {

@@ -2,12 +2,11 @@
 #pragma once
 
 #include <sockalarm/result.h>
+#include <sockalarm/unique_fd.h>
 
 #include <chrono>
 #include <optional>
 #include <utility>
-
-#include "base/unique_fd.h"
 
 namespace sockalarm::ipc {
 

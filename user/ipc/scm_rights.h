@@ -2,13 +2,12 @@
 #pragma once
 
 #include <sockalarm/result.h>
+#include <sockalarm/unique_fd.h>
 #include <sys/uio.h>
 
 #include <cstddef>
 #include <span>
 #include <vector>
-
-#include "base/unique_fd.h"
 
 // sendmsg(2) and recvmsg(2) with SCM_RIGHTS on connected AF_UNIX sockets of any type. Neither ever blocks,
 // whatever the socket's own mode is, raises SIGPIPE, or leaks: what was received is owned, close-on-exec.

@@ -3,11 +3,10 @@
 
 #include <sockalarm/fd_channel.h>
 #include <sockalarm/result.h>
+#include <sockalarm/unique_fd.h>
 
 #include <string>
 #include <utility>
-
-#include "base/unique_fd.h"
 
 // AF_UNIX stream sockets, close-on-exec, made so that nothing waits and nothing raises SIGPIPE.
 namespace sockalarm::ipc {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <sockalarm/sockalarm.h>
+#include <sockalarm/unique_fd.h>
 
 #include <memory>
 #include <optional>
@@ -10,7 +11,6 @@
 #include <utility>
 #include <vector>
 
-#include "base/unique_fd.h"
 #include "bench/support/basics.h"
 #include "bench/support/waiting_thread.h"
 

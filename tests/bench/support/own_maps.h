@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <linux/bpf.h>
+#include <sockalarm/unique_fd.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -13,7 +14,6 @@
 #include <sstream>
 #include <string>
 
-#include "base/unique_fd.h"
 #include "bench/support/basics.h"
 
 namespace sockalarm::bench {

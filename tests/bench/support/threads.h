@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
+#include <sockalarm/unique_fd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -15,7 +16,6 @@
 #include <thread>
 #include <vector>
 
-#include "base/unique_fd.h"
 #include "bench/support/basics.h"
 #include "harness/sockets.h"
 

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // News that the kernel side has left out. It cannot be made to at will, so a session that reports nothing
 // stands in for it.
+#include <sockalarm/unique_fd.h>
 #include <sys/eventfd.h>
 
 #include <atomic>
 #include <stop_token>
 
-#include "base/unique_fd.h"
 #include "core/bpf_session.h"
 #include "core/core.h"
 #include "core/socket.h"

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sockalarm/action.h>
+#include <sockalarm/unique_fd.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -11,7 +12,6 @@
 #include <random>
 
 #include "base/signal_text.h"
-#include "base/unique_fd.h"
 #include "core/shell_words.h"
 
 namespace sockalarm {

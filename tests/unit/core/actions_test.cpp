@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sockalarm/action.h>
+#include <sockalarm/unique_fd.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -15,7 +16,6 @@
 #include <stdexcept>
 #include <thread>
 
-#include "base/unique_fd.h"
 #include "core/action_impl.h"
 #include "core/open_descriptors.h"
 
@@ -106,7 +106,7 @@ class Handler {
   explicit Handler(int signal) : signal_(signal) {
     signals_seen = 0;
     signalled_thread = 0;
-    struct sigaction action{};
+    struct sigaction action {};
     action.sa_handler = [](int) {
       signalled_thread = this_thread();
       ++signals_seen;
@@ -117,7 +117,7 @@ class Handler {
 
  private:
   int signal_;
-  struct sigaction before_{};
+  struct sigaction before_ {};
 };
 template <class Condition>
 bool eventually(Condition condition) {

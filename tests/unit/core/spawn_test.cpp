@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sockalarm/action.h>
+#include <sockalarm/unique_fd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -16,7 +17,6 @@
 #include <sstream>
 #include <thread>
 
-#include "base/unique_fd.h"
 #include "core/action_impl.h"
 #include "core/open_descriptors.h"
 
@@ -160,7 +160,8 @@ TEST_F(SpawnTest, TheProgramIsNobodysChild) {
 TEST_F(SpawnTest, NoSigchldComes) {
   static std::atomic<int> seen;
   seen = 0;
-  struct sigaction action{}, before{};
+  struct sigaction action {
+  }, before{};
   action.sa_handler = [](int) { ++seen; };
   ::sigaction(SIGCHLD, &action, &before);
   for (int i = 0; i < 20; ++i) output_of("echo");
