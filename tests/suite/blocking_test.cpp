@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <csignal>
@@ -10,6 +12,7 @@
 #include <stdexcept>
 #include <thread>
 
+#include "harness/signals.h"
 #include "suite/scene.h"
 #include "suite/suite.h"
 
@@ -147,7 +150,11 @@ TEST_P(BlockingTest, TheEndOfTheScopeWaits) {
     const auto alarm = scene.watch.arm(ActionChain{work, journal.entry("after")});
     scene.peer_leaves();
     ASSERT_TRUE(gate.await(1));
-    opener = std::thread([&] { gate.open(); });
+    opener = std::thread([&, tid = ::gettid()] {
+      EXPECT_TRUE(eventually([&] { return is_asleep(tid); }))
+          << "in the scope's end, which has cancelled first";
+      gate.open();
+    });
   }
   EXPECT_TRUE(returned);
   opener.join();

@@ -123,7 +123,7 @@ class KillProcess final : public Step {
     else if (why != ENOSYS && why != EPERM)
       error_ = Error::from_errno(why, what + ": pidfd_open");
     if (error_) return;
-      // Linux < 5.3 (ENOSYS), or a sandbox that does not know the call (EPERM).
+    // Linux < 5.3 (ENOSYS), or a sandbox that does not know the call (EPERM).
 #endif
     if (::kill(pid_, 0) != 0 && errno != EPERM) error_ = invalid_errno(errno, what);
   }

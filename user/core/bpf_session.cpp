@@ -174,7 +174,7 @@ std::optional<std::string> cgroup2_root() {
 // elsewhere.
 bool in_initial_cgroup_namespace() {
   constexpr ino_t kInitial = 0xEFFFFFFB;  // PROC_CGROUP_INIT_INO, include/linux/proc_ns.h
-  struct stat status {};
+  struct stat status{};
   return ::stat("/proc/self/ns/cgroup", &status) == 0 && status.st_ino == kInitial;
 }
 
@@ -188,7 +188,7 @@ class KernelBtf {
  public:
   KernelBtf() {
     const UniqueFd file(::open(kBtfFile, O_RDONLY | O_CLOEXEC));
-    struct stat status {};
+    struct stat status{};
     if (!file || ::fstat(file.get(), &status) != 0) {
       error_ = errno;
       return;

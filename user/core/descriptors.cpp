@@ -133,7 +133,7 @@ class OtherProcess {
     DescriptorInfo info;
     info.fd = fd;
     info.target = link_target(link);
-    struct stat status {};
+    struct stat status{};
     if (::stat(link.c_str(), &status) != 0) {
       info.kind = "gone";  // closed while we looked
     } else if (!S_ISSOCK(status.st_mode)) {
@@ -155,12 +155,12 @@ class OtherProcess {
 }  // namespace
 
 bool is_socket(int fd) noexcept {
-  struct stat status {};
+  struct stat status{};
   return ::fstat(fd, &status) == 0 && S_ISSOCK(status.st_mode);
 }
 
 Result<DescriptorInfo> describe_descriptor(int fd) {
-  struct stat status {};
+  struct stat status{};
   if (::fstat(fd, &status) != 0) return fail(Error::from_errno(errno, "descriptor " + std::to_string(fd)));
   DescriptorInfo info;
   info.fd = fd;

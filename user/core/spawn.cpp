@@ -43,7 +43,7 @@ namespace {
 
 // Only effective ids count when a program is executed; access(2) would ask with the real ones.
 int why_not_executable(const char* path) {
-  struct stat status {};
+  struct stat status{};
   if (::stat(path, &status) != 0) return errno;
   if (!S_ISREG(status.st_mode)) return EACCES;
   return ::faccessat(AT_FDCWD, path, X_OK, AT_EACCESS) == 0 ? 0 : errno;
@@ -86,7 +86,7 @@ SOCKALARM_IN_CHILD void default_signal_actions() {
   for (int signal = 1; signal < _NSIG; ++signal)
     ::syscall(SYS_rt_sigaction, signal, kDefault, nullptr, static_cast<std::size_t>(_NSIG / 8));
 #else
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_handler = SIG_DFL;
   for (int signal = 1; signal < NSIG; ++signal) ::sigaction(signal, &action, nullptr);
 #endif

@@ -106,7 +106,7 @@ class Handler {
   explicit Handler(int signal) : signal_(signal) {
     signals_seen = 0;
     signalled_thread = 0;
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_handler = [](int) {
       signalled_thread = this_thread();
       ++signals_seen;
@@ -117,7 +117,7 @@ class Handler {
 
  private:
   int signal_;
-  struct sigaction before_ {};
+  struct sigaction before_{};
 };
 template <class Condition>
 bool eventually(Condition condition) {

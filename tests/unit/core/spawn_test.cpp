@@ -160,8 +160,7 @@ TEST_F(SpawnTest, TheProgramIsNobodysChild) {
 TEST_F(SpawnTest, NoSigchldComes) {
   static std::atomic<int> seen;
   seen = 0;
-  struct sigaction action {
-  }, before{};
+  struct sigaction action{}, before{};
   action.sa_handler = [](int) { ++seen; };
   ::sigaction(SIGCHLD, &action, &before);
   for (int i = 0; i < 20; ++i) output_of("echo");
