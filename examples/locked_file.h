@@ -34,19 +34,23 @@ class FileLock {
   const bool held_;
 };
 
-inline std::string read_file(const std::string& path) {
-  std::string content;
+// A file that is not there is empty. False: it cannot be read to its end, so it must not be replaced either.
+inline bool read_file(const std::string& path, std::string& content) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return errno == ENOENT;
   char bytes[4096];
-  for (ssize_t n = 0; fd >= 0 && (n = ::read(fd, bytes, sizeof bytes)) > 0;)
-    content.append(bytes, static_cast<std::size_t>(n));
-  if (fd >= 0) ::close(fd);
-  return content;
+  ssize_t n = 0;
+  while ((n = ::read(fd, bytes, sizeof bytes)) > 0 || (n < 0 && errno == EINTR))
+    if (n > 0) content.append(bytes, static_cast<std::size_t>(n));
+  ::close(fd);
+  return n == 0;
 }
 
 // With the lock held.
 inline bool put_in_front(const std::string& path, const std::string& line) {
-  const std::string content = line + "\n" + read_file(path), beside = path + ".new";
+  std::string content = line + "\n";
+  if (!read_file(path, content)) return false;
+  const std::string beside = path + ".new";
   const int fd = ::open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
   if (fd < 0) return false;
   std::size_t done = 0;

@@ -22,6 +22,11 @@ class LockedFile : public testing::Test {
   }
   std::string data() const { return folder_ + "/data"; }
   std::string lock() const { return folder_ + "/data.lock"; }
+  std::string content() const {
+    std::string all;
+    EXPECT_TRUE(read_file(data(), all));
+    return all;
+  }
 
   // In a process that stops at the beginning and the end of each system call, and is killed at the `step`th
   // stop. False: it had ended before.
@@ -56,7 +61,7 @@ TEST_F(LockedFile, KilledAtEveryStep) {
     ASSERT_TRUE(held);
     ASSERT_TRUE(put_in_front(data(), "the first line"));
   }
-  std::string before = read_file(data());
+  std::string before = content();
   ASSERT_EQ(before, "the first line\n");
   int step = 0, changed = 0;
   for (;; ++step) {
@@ -65,7 +70,7 @@ TEST_F(LockedFile, KilledAtEveryStep) {
     const int fd = ::open(lock().c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     EXPECT_EQ(::flock(fd, LOCK_EX | LOCK_NB), 0) << "locked after step " << step;
     ::close(fd);
-    const std::string now = read_file(data());
+    const std::string now = content();
     if (now != before) {
       EXPECT_EQ(now, line + "\n" + before) << "torn at step " << step;
       ++changed;
@@ -76,6 +81,13 @@ TEST_F(LockedFile, KilledAtEveryStep) {
   EXPECT_GT(step, 15);    // it was killed in the middle of all of it
   EXPECT_GE(changed, 2);  // after the rename, and when it ran to its end
   EXPECT_LT(changed, step / 2);
+}
+
+TEST_F(LockedFile, WhatCannotBeReadIsNotReplaced) {
+  ASSERT_EQ(::symlink("data", data().c_str()), 0);  // ELOOP, also for root
+  EXPECT_FALSE(put_in_front(data(), "a line"));
+  char target[16];
+  EXPECT_EQ(::readlink(data().c_str(), target, sizeof target), 4);
 }
 
 }  // namespace
