@@ -62,7 +62,8 @@ class Sounding {
 
 // Another limit for the requests whose path an expression matches somewhere ("^/ajax/").
 struct PathLimit {
-  std::string path;  // RE2 syntax: linear time and bounded memory, since paths come from clients
+  std::string path;  // RE2 syntax: linear time and bounded memory, since paths come from clients. It sees
+                     // bytes, and '.' is any of them
   std::chrono::nanoseconds limit{0};
 };
 

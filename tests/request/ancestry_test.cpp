@@ -162,11 +162,12 @@ TEST_P(CatalystAlarm, TheHandlerMayThrow) {
 
 TEST_P(CatalystAlarm, OverrideByPath) {
   SOCKALARM_WATCHER(watcher, GetParam());
-  Scene scene(watcher, {.overrides = {{"^/ajax/", 20ms}, {"^/a", 30s}, {"report$", 0s}}});
+  Scene scene(watcher, {.overrides = {{"^/ajax/", 20ms}, {"^/a", 30s}, {"report$", 0s}, {"^/b.*$", 1s}}});
   EXPECT_EQ(scene.begin("/index").record().limit, 180s);
   EXPECT_EQ(scene.begin("/index").record().override_matched, "");
   EXPECT_EQ(scene.begin("/about").record().limit, 30s);
   EXPECT_EQ(scene.begin("/monthly/report").record().limit, 0s);
+  EXPECT_EQ(scene.begin("/b\xff\n").record().limit, 1s);  // what clients send is not always text
   Request request = scene.begin("/ajax/list");
   EXPECT_EQ(request.record().override_matched, "^/ajax/");
   EXPECT_EQ(request.record().limit, 20ms);

@@ -166,8 +166,9 @@ std::string_view directive_at(std::string_view text) {
 // Names of headers and variables in any case, letters exactly.
 bool same(std::string_view a, std::string_view b) {
   if (!a.starts_with('{')) return a == b;
-  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
-                    [](char x, char y) { return std::tolower(static_cast<unsigned char>(x)) == y; });
+  return a.back() == b.back() && std::equal(a.begin(), a.end(), b.begin(), b.end(), [](char x, char y) {
+           return std::tolower(static_cast<unsigned char>(x)) == y;
+         });
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <sockalarm/policy.h>
 
 #include "core/action_text.h"
+#include "request/path_expression.h"
 
 namespace sockalarm {
 namespace {
@@ -30,7 +31,7 @@ Result<void> check_policy(const Policy& policy) {
     const std::string key = "override[" + std::to_string(i) + "]";
     const PathLimit& one = policy.overrides[i];
     if (auto ok = check_limit(key + ".limit", one.limit); !ok) return ok;
-    const re2::RE2 expression(one.path, re2::RE2::Quiet);
+    const re2::RE2 expression(one.path, detail::path_options());
     if (!expression.ok())
       return refuse(key + ".path",
                     "'" + one.path + "' is no regular expression of RE2: " + expression.error());

@@ -30,8 +30,11 @@ class Reader {
     Policy policy;
     for (const auto& [key, node] : table)
       if (auto ok = take(policy, std::string(key.str()), key.source(), node); !ok) return fail(ok.error());
-    // What the parts cannot tell; the line is that of the part at fault, if it is there.
-    if (auto ok = check_policy(policy); !ok) return fail(ok.error().with_context(file_));
+    // What is left is what `forward` needs.
+    if (auto ok = check_policy(policy); !ok) {
+      const toml::node* const forward = table.get("forward");
+      return refuse((forward != nullptr ? forward : &table)->source(), "", ok.error().message());
+    }
     return policy;
   }
 
@@ -63,7 +66,10 @@ class Reader {
     }
     if (!node.is_number())
       return refuse(node.source(), key, "expected seconds, such as 2.5, or text such as \"250ms\"");
-    const double seconds = *node.value<double>();
+    // Not value<double>(): that has none for integers beyond 2^53.
+    const auto* const whole = node.as_integer();
+    const double seconds =
+        whole != nullptr ? static_cast<double>(whole->get()) : node.as_floating_point()->get();
     const double longest = std::chrono::duration<double>(detail::kLongestSleep).count();
     if (!(seconds >= 0 && seconds <= longest))
       return refuse(node.source(), key,
@@ -125,7 +131,10 @@ class Reader {
     if (!text) return refuse(node.source(), key, "expected a regular expression as text, such as '^/ajax/'");
     Policy probe;
     probe.overrides.push_back({*text, nanoseconds(0)});
-    if (auto ok = check_policy(probe); !ok) return refuse(node.source(), key, ok.error().message());
+    if (auto ok = check_policy(probe); !ok) {
+      const std::string& message = ok.error().message();  // "override[0].path: ...", whichever it is here
+      return refuse(node.source(), key, message.substr(message.find(": ") + 2));
+    }
     out = *text;
     return {};
   }

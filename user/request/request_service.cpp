@@ -6,13 +6,14 @@
 #include <algorithm>
 
 #include "core/core.h"
+#include "request/path_expression.h"
 
 namespace sockalarm::detail {
 
 RequestService::RequestService(std::shared_ptr<Core> core, Policy checked, Poker reserved)
     : policy(std::move(checked)), poker(reserved), core_(std::move(core)) {
   for (const PathLimit& one : policy.overrides)
-    paths_.push_back(std::make_unique<re2::RE2>(one.path, re2::RE2::Quiet));
+    paths_.push_back(std::make_unique<re2::RE2>(one.path, path_options()));
 }
 
 RequestService::~RequestService() {

@@ -111,7 +111,7 @@ TEST_F(AccessLog, NoLineCanBeForged) {
 }
 
 TEST_F(AccessLog, UnknownDirectives) {
-  for (const char* wrong : {"%q", "%{nonsense}x", "%{aborted", "%", "%>", "%{aborted}y"}) {
+  for (const char* wrong : {"%q", "%{nonsense}x", "%{aborted", "%", "%>", "%{aborted}y", "%{Referer}I"}) {
     const auto format = LogFormat::parse(wrong);
     ASSERT_FALSE(format) << wrong;
     EXPECT_EQ(format.error().code(), Errc::invalid_text);
