@@ -114,7 +114,8 @@ class [[nodiscard]] Shield {
 
 // One request, from Requests::begin() to its destructor. Of one thread at a time; aborted(), stop_token() and
 // stopped() may be called from any. Its Watch must outlive it.
-// After fork() the child's copy is inert: calls are refused, nothing is cleaned up.
+// After fork() the child's copy is inert: calls are refused, nothing is cleaned up; the call that it was
+// forked in answers what its function returns. Moved from, it may only be destroyed.
 class Request {
  public:
   Request(Request&& other) noexcept;
@@ -161,7 +162,8 @@ class Request {
   void snooze() noexcept { off(); }
 
   // Runs at the end of the request, however it ends, in reverse order; told whether the client had left.
-  // What it throws stops none of the others, and is counted and told to Options::log.
+  // After the end it runs at once. What it throws stops none of the others, and is counted and told to
+  // Options::log.
   void on_cleanup(std::function<void(bool aborted)> cleanup);
   [[nodiscard]] Shield shield();
   // An alarm of this request: disarmed at its end, held back by its shields. Errors: those of Watch::arm();
@@ -195,12 +197,16 @@ class Request {
 // thread: if the Watcher ends, they no longer go off.
 class Requests {
  public:
+  Requests(const Requests&) = default;  // also when moved
+  Requests& operator=(const Requests&) = default;
   // Takes a real-time signal that has its default action for the rest of the process's life, one for all;
-  // no signal that the program handles or ignores is touched. Errors: invalid_policy; unsupported: no such
+  // no signal that the program handles or ignores is touched. One that it only waits for (sigwait(3),
+  // signalfd(2)) looks unused: give that a handler first. Errors: invalid_policy; unsupported: no such
   // signal is left; inert_after_fork; stopped.
   [[nodiscard]] static Result<Requests> create(const Watcher& watcher, Policy policy = {});
 
-  // Errors: those of Watch::arm(). Without a Watch there is no peer, only limits.
+  // Errors: those of Watch::arm(). Without a Watch there is no peer, only limits. A Watch of another Watcher
+  // is as good.
   [[nodiscard]] Result<Request> begin(const Watch& watch, std::string_view path) const;
   [[nodiscard]] Result<Request> begin(std::string_view path) const;
 

@@ -181,9 +181,9 @@ class Watch {
   Events seen() const noexcept { return peer_.seen(); }
   // The same question by value, for a register.
   Peer peer() const noexcept { return peer_; }
-  std::chrono::steady_clock::time_point seen_at()
-      const noexcept;          // of the first of events::shut; epoch: none
-  int error() const noexcept;  // errno that came with it, if known
+  // When the first of these happened, of events::shut; the epoch: none did.
+  std::chrono::steady_clock::time_point seen_at(Events of = events::shut) const noexcept;
+  int error() const noexcept;  // errno that came with a reset, timeout or error, if known
 
   // Arm a chain for the calling thread. If a wanted event has happened already it fires at once, so the
   // handler of a signal that it sends must be there before: see send_signal().

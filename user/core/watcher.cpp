@@ -153,9 +153,9 @@ Watch& Watch::operator=(Watch&& other) noexcept {
 }
 Watch::~Watch() = default;
 
-std::chrono::steady_clock::time_point Watch::seen_at() const noexcept {
+std::chrono::steady_clock::time_point Watch::seen_at(Events of) const noexcept {
   if (!handle_) return {};
-  return detail::seen_at(*handle_->socket->state, events::shut);
+  return detail::seen_at(*handle_->socket->state, of);
 }
 int Watch::error() const noexcept {
   return handle_ ? static_cast<int>(detail::shared(handle_->socket->state->error).load()) : 0;

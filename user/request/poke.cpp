@@ -4,20 +4,24 @@
 #include <signal.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <mutex>
 
 #include "base/signal_text.h"
+#include "core/fork.h"
 
 namespace sockalarm::detail {
 namespace {
 
 // Without a constructor or destructor: the handler may look at it at any time.
 constinit thread_local PokedThread poked_thread;
-constinit thread_local bool known_to_us = false;
+// The signal that it was let receive, and in which process: a child has other threads, and nothing pending.
+constinit thread_local int let_in = 0;
+constinit thread_local std::uint64_t let_in_generation = 0;
 
 void on_signal(int) { poked_thread.outstanding.store(false, std::memory_order_relaxed); }
 
-bool is_ours(int number) noexcept {
+bool has_our_handler(int number) noexcept {
   struct sigaction now{};
   return ::sigaction(number, nullptr, &now) == 0 && (now.sa_flags & SA_SIGINFO) == 0 &&
          now.sa_handler == on_signal;
@@ -36,7 +40,7 @@ Result<Poker> Poker::acquire() {
   static std::mutex mutex;
   static int taken = 0;
   const std::lock_guard lock(mutex);
-  if (taken != 0 && is_ours(taken)) return Poker(taken);
+  if (taken != 0 && has_our_handler(taken)) return Poker(taken);
   const int number = free_realtime_signal();
   if (number == 0)
     return fail(Error(Errc::unsupported,
@@ -53,20 +57,24 @@ Result<Poker> Poker::acquire() {
 }
 
 PokedThread& Poker::this_thread() const noexcept {
-  if (!known_to_us) {
+  if (let_in != signal_ || let_in_generation != fork_generation()) {
     poked_thread.thread = ::pthread_self();
+    poked_thread.outstanding.store(false, std::memory_order_relaxed);
     const sigset_t set = only(signal_);
     ::pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
-    known_to_us = true;
+    let_in = signal_;
+    let_in_generation = fork_generation();
   }
   return poked_thread;
 }
 
+bool Poker::is_ours() const noexcept { return has_our_handler(signal_); }
+
 bool Poker::send(PokedThread& to) const noexcept {
-  if (!is_ours(signal_)) return false;
   to.outstanding.store(true, std::memory_order_relaxed);
-  ::pthread_kill(to.thread, signal_);
-  return true;
+  if (::pthread_kill(to.thread, signal_) == 0) return true;
+  to.outstanding.store(false, std::memory_order_relaxed);
+  return false;
 }
 
 void Poker::take_pending() const noexcept {

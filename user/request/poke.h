@@ -28,9 +28,11 @@ class Poker {
   static Result<Poker> acquire();
 
   int signal() const noexcept { return signal_; }
-  // The calling thread. It is let receive the signal, should the program have blocked it, the first time.
+  // The calling thread. The first time it is let receive the signal, should the program have blocked it.
   PokedThread& this_thread() const noexcept;
-  // False: not sent, since the program has taken the signal over. The thread must be alive.
+  // False: the program has taken the signal over.
+  bool is_ours() const noexcept;
+  // False: not sent, since no more signals may be queued (RLIMIT_SIGPENDING). The thread must be alive.
   bool send(PokedThread& to) const noexcept;
   // The calling thread takes what was sent to it and has not arrived. When it returns nothing is pending.
   void take_pending() const noexcept;

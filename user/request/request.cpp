@@ -92,7 +92,7 @@ std::optional<Stop> Request::stopped() const { return state_->stopped(); }
 std::stop_token Request::stop_token() { return state_->stop_token(); }
 void Request::off() noexcept { state_->off(); }
 void Request::on_cleanup(std::function<void(bool aborted)> cleanup) {
-  state_->cleanups.push_back(std::move(cleanup));
+  state_->on_cleanup(std::move(cleanup));
 }
 Shield Request::shield() { return {service_, state_, state_->begin_shield()}; }
 Result<void> Request::arm(const ActionChain& chain, Events on) { return state_->arm(chain, on); }

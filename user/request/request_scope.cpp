@@ -189,6 +189,7 @@ Result<void> RequestState::finish() {
     ++serial;  // calls and shields that are left find out
     left = record.shields_left = std::exchange(shields, 0);
     call_open = std::exchange(innermost, nullptr) != nullptr;
+    if (call_open) kept = service.shared_from_this();
     thread = nullptr;
     next_poke = deadline = kNever;
     some_pending = std::exchange(poked, false);
@@ -224,11 +225,12 @@ void RequestState::tell_end(std::size_t shields_left, bool call_open) {
     record.aborted = static_cast<bool>(record.cause);
     if (record.aborted) {
       record.error = record.cause & (events::shut - events::fin) ? watch->error() : 0;
-      const auto since = std::max(watch->seen_at(), record.start);
+      const auto since = std::max(gone_since(record.stop), record.start);
       record.busy = std::max<Clock::duration>(record.stop - since, Clock::duration::zero());
     }
   }
   run_cleanups();
+  cleaned_up = true;
   if (service.policy.on_end) {
     try {
       service.policy.on_end(record);
@@ -239,6 +241,13 @@ void RequestState::tell_end(std::size_t shields_left, bool call_open) {
   if (shields_left > 0)
     service.log_error(std::to_string(shields_left) + " shield(s) outlived the request " + record.path);
   if (call_open) service.log_error("a request was ended inside one of its calls: " + record.path);
+}
+
+// The state is used again: what is left here would be the next request's.
+void RequestState::on_cleanup(std::function<void(bool)> cleanup) {
+  if (service.inert()) return;
+  cleanups.push_back(std::move(cleanup));
+  if (cleaned_up) run_cleanups();
 }
 
 void RequestState::run_cleanups() {
@@ -258,8 +267,8 @@ void RequestState::run_cleanups() {
     }
   }
   const std::lock_guard lock(mutex);
-  record.cleanups_run = run;
-  record.cleanups_failed = failed;
+  record.cleanups_run += run;
+  record.cleanups_failed += failed;
 }
 
 }  // namespace sockalarm::detail

@@ -42,6 +42,7 @@ Result<void> RequestState::begin(const Watch* of, std::string_view path) {
   Clock::time_point due;
   bool later = true;
   watch = of;
+  cleaned_up = false;
   {
     const std::lock_guard lock(mutex);
     Record fresh;  // with the memory of the one before
@@ -80,12 +81,18 @@ Events RequestState::gone() const noexcept {
   return watch != nullptr ? watch->seen() & service.policy.on : events::none;
 }
 
+// By an event that the policy has: others may have been there before.
+Clock::time_point RequestState::gone_since(Clock::time_point now) const noexcept {
+  const Clock::time_point at = watch->seen_at(service.policy.on);
+  return at == Clock::time_point{} ? now : at;
+}
+
 // ---- What is due. All of it under the mutex.
 
 std::optional<Stop> RequestState::due_stop(Clock::time_point now) const {
   const Events seen = gone();
   Clock::time_point gone_at = kNever;
-  if (seen) gone_at = watch->seen_at() == Clock::time_point{} ? now : watch->seen_at();
+  if (seen) gone_at = gone_since(now);
   Stop due;
   if (deadline <= now && deadline < gone_at) {
     due.cause = StopCause::request_limit;
@@ -172,6 +179,7 @@ const Stop* RequestState::current_stop() const noexcept {
 Clock::time_point RequestState::look(Clock::time_point now) {
   std::unique_lock lock(mutex);
   if (!active) return kNever;
+  if (firing) return now + kFirstPoke;  // the Watch's Watcher is another one, and its dispatcher is at it
   Sources to_stop;
   take_due(now, to_stop);
   // Tokens first: who comes out of a system call finds its token stopped.
@@ -209,8 +217,8 @@ void RequestState::await_callbacks(std::unique_lock<std::mutex>& lock) {
 // Under the mutex, as is the end of a call: so no signal is sent to a thread that has left it.
 void RequestState::poke(Clock::time_point now) noexcept {
   if (!thread->outstanding.load(std::memory_order_relaxed)) {
-    signal_taken = !service.poker.send(*thread);
-    if (!signal_taken) {
+    signal_taken = !service.poker.is_ours();
+    if (!signal_taken && service.poker.send(*thread)) {  // else the next one is tried
       poked = true;
       ++record.pokes;
     }
@@ -264,11 +272,16 @@ std::optional<Error> RequestState::enter(CallFrame& frame) {
 }
 
 std::optional<Error> RequestState::leave(CallFrame& frame, ValueSlot value) {
+  if (service.inert()) return std::nullopt;  // forked inside; another thread may have had the mutex then
+  std::shared_ptr<RequestService> last;  // if it is, we end with it: not under the mutex
   std::optional<Stop> why;
   bool outermost = false;
   {
     const std::lock_guard lock(mutex);
-    if (frame.serial_ != serial) return std::nullopt;  // the request ended inside
+    if (frame.serial_ != serial) {  // the request ended inside
+      if (frame.outer_ == nullptr) last = std::move(kept);
+      return std::nullopt;
+    }
     innermost = frame.outer_;
     outermost = innermost == nullptr;
     if (outermost) thread = nullptr;
@@ -313,10 +326,14 @@ void RequestState::settle_request_limit() {
     which = *sounded;
   }
   if (ask_handler(which, {})) return;
-  const std::lock_guard lock(mutex);
-  stop.reset();
-  source.reset();
-  deadline = kNever;
+  {
+    const std::lock_guard lock(mutex);
+    stop.reset();
+    source.reset();
+    deadline = kNever;
+  }
+  // If it left meanwhile its alarm has fired, and found the request stopped.
+  if (gone()) service.look_at(Clock::now());
 }
 
 void RequestState::off() noexcept {

@@ -4,6 +4,7 @@
 #include <sockalarm/request.h>
 
 #include <condition_variable>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <stop_token>
@@ -42,6 +43,7 @@ struct RequestState {
   std::optional<Error> leave(CallFrame& frame, ValueSlot value);
   std::uint64_t begin_shield();
   void end_shield(std::uint64_t of) noexcept;
+  void on_cleanup(std::function<void(bool)> cleanup);
   Result<void> arm(const ActionChain& chain, Events on);
   // Until `fd` (or none, -1) is readable: true; the time is over: false; or a stop.
   Result<bool> wait(int fd, Clock::time_point until);
@@ -53,6 +55,7 @@ struct RequestState {
   // Any thread.
   bool aborted() const noexcept { return static_cast<bool>(gone()); }
   Events gone() const noexcept;
+  Clock::time_point gone_since(Clock::time_point now) const noexcept;  // if it has
   std::optional<Stop> stopped();
   std::stop_token stop_token();
   Record copy_record();
@@ -65,6 +68,7 @@ struct RequestState {
   const Watch* watch = nullptr;  // also read by the dispatcher, while active
   std::optional<Alarm> peer_alarm;
   std::vector<std::function<void(bool)>> cleanups;
+  bool cleaned_up = false;  // after the end
   struct HeldAlarm {
     Alarm alarm;
     bool held = false;
@@ -84,6 +88,8 @@ struct RequestState {
   bool asked = false;                  // the handler, about that one
   std::optional<std::stop_source> source;
   CallFrame* innermost = nullptr;
+  // Of calls that the request was ended in: until the outermost one has left.
+  std::shared_ptr<RequestService> kept;
   std::size_t shields = 0;
   Clock::time_point shielded_since{};
 
