@@ -114,6 +114,29 @@ TEST_P(Shields, CleaningUpAfterAStop) {
   EXPECT_EQ(code_of(result), Errc::limit_passed);
 }
 
+// What was sent before the shield had begun and has not arrived.
+TEST_P(Shields, ASignalThatIsPendingIsTakenFirst) {
+  SOCKALARM_WATCHER(watcher, GetParam());
+  Scene scene(watcher);
+  Request request = scene.begin();
+  sigset_t only, pending;
+  ::sigemptyset(&only);
+  ::sigaddset(&only, scene.requests.signal());
+  const auto is_pending = [&] {
+    return ::sigpending(&pending) == 0 && ::sigismember(&pending, scene.requests.signal()) == 1;
+  };
+  const auto result = request.call("slow", 5ms, [&] {
+    ::pthread_sigmask(SIG_BLOCK, &only, nullptr);
+    EXPECT_TRUE(eventually(is_pending));
+    {
+      const Shield shield = request.shield();
+      EXPECT_FALSE(is_pending());
+    }
+    ::pthread_sigmask(SIG_UNBLOCK, &only, nullptr);
+  });
+  EXPECT_EQ(code_of(result), Errc::limit_passed);
+}
+
 #if SOCKALARM_LINUX
 TEST_P(Shields, DirectSignalsOfTheRequestsAlarmsWait) {
   SOCKALARM_WATCHER(watcher, GetParam());

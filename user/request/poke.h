@@ -12,8 +12,9 @@ namespace sockalarm::detail {
 // nothing else.
 //
 // `outstanding`: a signal was sent and has not been handled. Set by the sender before it sends, cleared by
-// the handler in the thread itself, or by the thread when it has taken what was pending. No second one is
-// sent meanwhile, since real-time signals queue up: a thread that blocks the signal finds one, not thousands.
+// the handler in the thread itself, or by the thread when it has taken what was pending. A second one is sent
+// seldom meanwhile, since real-time signals queue up: a thread that blocks the signal finds a few, not
+// thousands.
 struct PokedThread {
   pthread_t thread{};
   std::atomic<bool> outstanding{false};

@@ -12,6 +12,8 @@ namespace {
 
 // The first signal may come before the system call that it is to end has begun. So there is another one soon.
 constexpr std::chrono::milliseconds kFirstPoke{1}, kLongestPoke{10};
+// One that was not handled by then may have been taken by somebody else: sigwait(3), a debugger, a sanitizer.
+constexpr std::chrono::milliseconds kLost{100};
 
 Clock::time_point after(Clock::time_point now, std::chrono::nanoseconds limit) noexcept {
   return limit.count() == 0 ? kNever : later(now, limit);
@@ -216,7 +218,11 @@ void RequestState::await_callbacks(std::unique_lock<std::mutex>& lock) {
 
 // Under the mutex, as is the end of a call: so no signal is sent to a thread that has left it.
 void RequestState::poke(Clock::time_point now) noexcept {
-  if (!thread->outstanding.load(std::memory_order_relaxed)) {
+  const bool outstanding = thread->outstanding.load(std::memory_order_relaxed);
+  if (!outstanding || now >= lost_at) {
+    lost_after =
+        outstanding ? lost_after * 2 : kLost;  // so a thread that blocks it finds a few, not thousands
+    lost_at = now + lost_after;
     signal_taken = !service.poker.is_ours();
     if (!signal_taken && service.poker.send(*thread)) {  // else the next one is tried
       poked = true;
@@ -273,7 +279,7 @@ std::optional<Error> RequestState::enter(CallFrame& frame) {
 
 std::optional<Error> RequestState::leave(CallFrame& frame, ValueSlot value) {
   if (service.inert()) return std::nullopt;  // forked inside; another thread may have had the mutex then
-  std::shared_ptr<RequestService> last;  // if it is, we end with it: not under the mutex
+  std::shared_ptr<RequestService> last;      // if it is, we end with it: not under the mutex
   std::optional<Stop> why;
   bool outermost = false;
   {

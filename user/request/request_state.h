@@ -101,6 +101,8 @@ struct RequestState {
   PokedThread* thread = nullptr;  // while a call is under way
   Clock::time_point next_poke = kNever;
   Clock::duration poke_interval{};
+  Clock::time_point lost_at{};  // when one that is outstanding counts as lost
+  Clock::duration lost_after{};
   bool poked = false;         // since the thread last took what was pending
   bool signal_taken = false;  // by the program: it cannot be poked
 
