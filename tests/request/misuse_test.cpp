@@ -128,7 +128,7 @@ TEST_P(Misuse, AForkedChildComesOutOfTheCall) {
 // The peer leaves after the limit, and the limit is forgiven.
 TEST_P(Misuse, APeerThatLeavesAfterAForgivenLimitIsTold) {
   SOCKALARM_WATCHER(watcher, GetParam());
-  Scene scene(watcher, {.limit = 10ms, .handler = [](Sounding& sounding) { sounding.fatal = false; }});
+  Scene scene(watcher, {.limit = 200ms, .handler = [](Sounding& sounding) { sounding.fatal = false; }});
   Request request = scene.begin();
   const auto result = request.call("slow", 0s, [&](const std::stop_token& token) {
     EXPECT_TRUE(until_stopped(token));

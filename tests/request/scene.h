@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <poll.h>
 #include <sockalarm/access_log.h>
 #include <sockalarm/request.h>
 
@@ -39,8 +38,7 @@ inline bool until_stopped(const std::stop_token& token) {
   return eventually([&] { return token.stop_requested(); });
 }
 
-// A read that nothing comes for: how it ended. GCC 12's TSan holds back signals that come just before a
-// read(2), until it has ended; not so before a poll(2).
+// A read that nothing comes for: how it ended.
 class SilentPipe {
  public:
   SilentPipe() {
@@ -50,10 +48,6 @@ class SilentPipe {
     in_ = UniqueFd(ends[1]);
   }
   int read() const {
-#ifdef __SANITIZE_THREAD__
-    pollfd entry{out_.get(), POLLIN, 0};
-    if (::poll(&entry, 1, -1) < 0) return errno;
-#endif
     char byte = 0;
     return ::read(out_.get(), &byte, 1) < 0 ? errno : 0;
   }
