@@ -215,7 +215,7 @@ Result<void> RequestState::finish() {
 
 void RequestState::tell_end(std::size_t shields_left, bool call_open) {
   try {
-    settle_request_limit();
+    forgive_request_limit();
   } catch (...) {
     service.log_error("the handler of a request's limit threw at the end of the request");
   }

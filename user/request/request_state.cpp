@@ -261,7 +261,7 @@ std::optional<Error> RequestState::enter(CallFrame& frame) {
       stop_here(lock);
       if (innermost == nullptr && sounded && !asked) {
         lock.unlock();
-        settle_request_limit();
+        forgive_request_limit();
         lock.lock();
       }
       if (const Stop* const stopped_already = current_stop()) return error_of(stopped_already);
@@ -300,11 +300,7 @@ std::optional<Error> RequestState::leave(CallFrame& frame, ValueSlot value) {
   service.poker.take_pending();
   if (!why) return std::nullopt;
   if (frame.sounded_ && !ask_handler(*frame.sounded_, value)) return std::nullopt;
-  if (outermost && why->cause == StopCause::request_limit) {
-    settle_request_limit();
-    const std::lock_guard lock(mutex);
-    if (!stop) return std::nullopt;
-  }
+  if (outermost && why->cause == StopCause::request_limit && forgive_request_limit()) return std::nullopt;
   return error_of(&*why);
 }
 
@@ -323,15 +319,15 @@ bool RequestState::ask_handler(std::size_t which, ValueSlot value) {
   return sounding.fatal;
 }
 
-// Once, and outside of calls.
-void RequestState::settle_request_limit() {
+// Asks the handler, once, and outside of calls. True: it says that the request is to go on.
+bool RequestState::forgive_request_limit() {
   std::size_t which = 0;
   {
     const std::lock_guard lock(mutex);
-    if (!sounded || std::exchange(asked, true)) return;
+    if (!sounded || std::exchange(asked, true)) return false;
     which = *sounded;
   }
-  if (ask_handler(which, {})) return;
+  if (ask_handler(which, {})) return false;
   {
     const std::lock_guard lock(mutex);
     stop.reset();
@@ -340,6 +336,7 @@ void RequestState::settle_request_limit() {
   }
   // If it left meanwhile its alarm has fired, and found the request stopped.
   if (gone()) service.look_at(Clock::now());
+  return true;
 }
 
 void RequestState::off() noexcept {

@@ -127,7 +127,7 @@ struct RequestState {
 
   // Without it:
   bool ask_handler(std::size_t which, ValueSlot value);
-  void settle_request_limit();
+  bool forgive_request_limit();
   void tell_end(std::size_t shields_left, bool call_open);
   void hold_alarms() noexcept;
   void resume_alarms() noexcept;
