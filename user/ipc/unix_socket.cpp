@@ -131,26 +131,21 @@ Result<void> check_connected(int socket) {
 
 Result<PeerCredentials> peer_credentials(int socket) {
   PeerCredentials peer{};
-#if SOCKALARM_LINUX
+#ifdef __linux__
   ucred credentials{};
   socklen_t length = sizeof credentials;
   if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &length) != 0)
     return fail(Error::from_errno(errno, "SO_PEERCRED"));
   peer.uid = credentials.uid;
   peer.gid = credentials.gid;
+#if SOCKALARM_LINUX
   peer.pid = credentials.pid;
   int pidfd = -1;
   length = sizeof pidfd;
   // ENOPROTOOPT before Linux 6.5, ESRCH (before 6.16) when that process has gone: then there is none.
   if (::getsockopt(socket, SOL_SOCKET, kSoPeerPidfd, &pidfd, &length) == 0)
     peer.pidfd.reset(pidfd);  // close-on-exec, pidfd_open(2)
-#elif defined(__linux__)
-  ucred credentials{};
-  socklen_t length = sizeof credentials;
-  if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &length) != 0)
-    return fail(Error::from_errno(errno, "SO_PEERCRED"));
-  peer.uid = credentials.uid;
-  peer.gid = credentials.gid;
+#endif
 #else
   if (::getpeereid(socket, &peer.uid, &peer.gid) != 0) return fail(Error::from_errno(errno, "getpeereid"));
 #endif
