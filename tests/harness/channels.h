@@ -106,13 +106,11 @@ struct Against {
   End end;
   std::optional<FdChannel> channel;
   explicit Against(std::function<void(FdChannelOptions&)> change = {}) {
-    int ends[2];
-    require(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0, "socketpair");
-    peer.reset(ends[1]);
+    Connection connection = unix_pair();
+    peer = std::move(connection.peer);
     FdChannelOptions options = end.options();
     if (change) change(options);
-    UniqueFd ours(ends[0]);
-    channel.emplace(FdChannel::adopt(std::move(ours), std::move(options)).value());
+    channel.emplace(FdChannel::adopt(std::move(connection.ours), std::move(options)).value());
   }
   bool ends() {
     return serve({&*channel}, [this] { return end.times > 0; });

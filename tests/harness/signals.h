@@ -46,6 +46,19 @@ class SignalCounter {
   inline static std::atomic<pid_t> thread_{0};
 };
 
+inline sigset_t only(int number) {
+  sigset_t set;
+  ::sigemptyset(&set);
+  ::sigaddset(&set, number);
+  return set;
+}
+
+// Of the calling thread or its process.
+inline bool is_pending(int number) {
+  sigset_t pending;
+  return ::sigpending(&pending) == 0 && ::sigismember(&pending, number) == 1;
+}
+
 // Is that thread of this process asleep, as in a system call that waits? proc_pid_stat(5)
 inline bool is_asleep(pid_t tid) {
   std::ifstream file("/proc/self/task/" + std::to_string(tid) + "/stat");

@@ -112,22 +112,19 @@ TEST_P(Limits, AThreadThatBlocksTheSignal) {
   Scene scene(watcher);
   Request request = scene.begin();
   const SilentPipe pipe;
-  sigset_t only, before, pending;
-  ::sigemptyset(&only);
-  ::sigaddset(&only, scene.requests.signal());
+  const int signal = scene.requests.signal();
+  const sigset_t blocked = only(signal);
+  sigset_t before;
   const auto result = request.call("blocks it", 5ms, [&](const std::stop_token& token) {
-    ::pthread_sigmask(SIG_BLOCK, &only, &before);
+    ::pthread_sigmask(SIG_BLOCK, &blocked, &before);
     EXPECT_TRUE(until_stopped(token));
-    EXPECT_TRUE(eventually([&] {
-      return ::sigpending(&pending) == 0 && ::sigismember(&pending, scene.requests.signal()) == 1;
-    }));
+    EXPECT_TRUE(eventually([&] { return is_pending(signal); }));
     std::this_thread::sleep_for(50ms);
   });
   EXPECT_EQ(code_of(result), Errc::limit_passed);
   EXPECT_GE(request.record().pokes, 1U);
   EXPECT_LE(request.record().pokes, 3U);
-  ::sigpending(&pending);
-  EXPECT_EQ(::sigismember(&pending, scene.requests.signal()), 0);
+  EXPECT_FALSE(is_pending(signal));
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
   EXPECT_EQ(code_of(request.call("next", 5ms, [&] { return pipe.read(); })), Errc::limit_passed);
 }

@@ -119,20 +119,16 @@ TEST_P(Shields, ASignalThatIsPendingIsTakenFirst) {
   SOCKALARM_WATCHER(watcher, GetParam());
   Scene scene(watcher);
   Request request = scene.begin();
-  sigset_t only, pending;
-  ::sigemptyset(&only);
-  ::sigaddset(&only, scene.requests.signal());
-  const auto is_pending = [&] {
-    return ::sigpending(&pending) == 0 && ::sigismember(&pending, scene.requests.signal()) == 1;
-  };
+  const int signal = scene.requests.signal();
+  const sigset_t blocked = only(signal);
   const auto result = request.call("slow", 5ms, [&] {
-    ::pthread_sigmask(SIG_BLOCK, &only, nullptr);
-    EXPECT_TRUE(eventually(is_pending));
+    ::pthread_sigmask(SIG_BLOCK, &blocked, nullptr);
+    EXPECT_TRUE(eventually([&] { return is_pending(signal); }));
     {
       const Shield shield = request.shield();
-      EXPECT_FALSE(is_pending());
+      EXPECT_FALSE(is_pending(signal));
     }
-    ::pthread_sigmask(SIG_UNBLOCK, &only, nullptr);
+    ::pthread_sigmask(SIG_UNBLOCK, &blocked, nullptr);
   });
   EXPECT_EQ(code_of(result), Errc::limit_passed);
 }

@@ -195,11 +195,9 @@ TEST(FdChannelTest, BlockingModesStayAsTheyAre) {
 
 TEST(FdChannelTest, TheChannelsOwnSocketMayBeInAnyModeAndKeepsIt) {
   for (const int mode : {0, O_NONBLOCK}) {
-    int ends[2];
-    ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
-    UniqueFd ours(ends[0]), theirs(ends[1]);
-    ::fcntl(ours.get(), F_SETFL, O_RDWR | mode);
-    auto channel = FdChannel::adopt(std::move(ours)).value();
+    Connection connection = unix_pair();
+    ::fcntl(connection.ours.get(), F_SETFL, O_RDWR | mode);
+    auto channel = FdChannel::adopt(std::move(connection.ours)).value();
     ASSERT_TRUE(channel.receive([](const FdMessage&) {}));
     EXPECT_TRUE(channel.process());
     const UniqueFd back = channel.release().value();
