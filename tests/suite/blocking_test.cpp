@@ -272,7 +272,10 @@ TEST_P(BlockingTest, TheWatchersEndWaitsForWhatRuns) {
   const auto waiting = second.watch.arm(ActionChain{journal.entry("queued"), gate.action()});
   second.peer_leaves();
   ASSERT_TRUE(journal.wait_for(1));
-  std::thread opener([&] { gate.open(); });
+  std::thread opener([&, tid = ::gettid()] {
+    EXPECT_TRUE(eventually([&] { return is_asleep(tid); })) << "in the watcher's end, which has stopped it";
+    gate.open();
+  });
   watcher.reset();
   EXPECT_TRUE(returned);
   opener.join();

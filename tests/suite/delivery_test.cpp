@@ -260,9 +260,13 @@ TEST_P(DeliveryTest, AThreadThatHasEndedDoesNotHoldUpTheChain) {
   Scene scene(watcher);
   Journal journal;
   std::optional<Alarm> alarm;
+  pid_t tid = 0;
   std::thread([&] {
+    tid = ::gettid();
     alarm.emplace(scene.watch.arm(ActionChain{send_signal(SIGALRM), journal.entry("went on")}).value());
   }).join();
+  // It can be joined a moment before the kernel has taken it away (CLONE_CHILD_CLEARTID, clone(2)).
+  ASSERT_TRUE(eventually([&] { return ::syscall(SYS_tgkill, ::getpid(), tid, 0) != 0; }));
   scene.connection.peer.reset();
   ASSERT_TRUE(journal.wait_for(1));
   EXPECT_EQ(watcher.stats().actions_failed, 1U) << "the signal reached nobody";

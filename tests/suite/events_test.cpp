@@ -369,13 +369,12 @@ TEST_P(EventsTest, ReusedDescriptorNumberFiresNoStranger) {
   const auto watch = watcher.watch(number);
   Journal journal;
   const auto alarm = watch->arm(journal.entry("stranger"));
-  first.ours.reset();
-  // The number means another connection now, and its peer leaves.
+  // The number means another connection now, and its peer leaves. Made before the number is free, which else
+  // would be its peer's.
   Connection second = tcp_pair();
-  if (second.ours.get() != number) {
-    ASSERT_EQ(::dup2(second.ours.get(), number), number);
-    second.ours.reset(number);
-  }
+  first.ours.reset();
+  ASSERT_EQ(::dup2(second.ours.get(), number), number);
+  second.ours.reset(number);
   const auto second_watch = watcher.watch(number);
   ASSERT_TRUE(second_watch);
   Journal right;
