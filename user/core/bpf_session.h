@@ -14,8 +14,8 @@
 
 namespace sockalarm::detail {
 
-// The loaded and attached BPF programs with their maps: everything that needs libbpf. Its destructor
-// detaches.
+// The BPF programs at work for this process: its table and ring, its registrations, whoever loaded them. The
+// destructor ends it.
 class BpfSession {
  public:
   // slots: length of the table, slot 0 included. Errors name the missing privilege or kernel feature.
@@ -40,7 +40,8 @@ class BpfSession {
   virtual bool pending() const noexcept = 0;  // is there one, even one that is not complete?
   virtual std::uint64_t bad_records() const noexcept = 0;
 
-  virtual Result<void> enroll(std::uint64_t cookie, std::uint32_t slot, std::uint32_t generation) = 0;
+  // fd: a descriptor of that socket, lent.
+  virtual Result<void> enroll(std::uint64_t cookie, std::uint32_t slot, std::uint32_t generation, int fd) = 0;
   virtual void dismiss(std::uint64_t cookie) noexcept = 0;
   // Attach or detach the program on the receive path. False: not to be had here.
   virtual bool watch_reads(bool on) = 0;

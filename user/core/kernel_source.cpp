@@ -45,7 +45,7 @@ class KernelSource final : public Source {
     control.state = Control::State::idle;
     shared(state.control).store(control.pack());
     // Out of memory for it, say: the socket is watched all the same.
-    if (!session_->enroll(socket.cookie, slot, generation)) return epoll_->add(socket, fd);
+    if (!session_->enroll(socket.cookie, slot, generation, fd)) return epoll_->add(socket, fd);
     free_slots_.pop_front();
     socket.state = &state;
     socket.slot = slot;
