@@ -55,6 +55,13 @@ struct {
 } event_rings SEC(".maps");
 
 struct {
+  __uint(type, BPF_MAP_TYPE_ARRAY);
+  __uint(max_entries, 1);
+  __type(key, __u32);
+  __type(value, struct sockalarm_client);
+} clients SEC(".maps");
+
+struct {
   __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
   __uint(max_entries, SOCKALARM_LOST_CAUSES);
   __type(key, __u32);
@@ -181,6 +188,15 @@ static __always_inline void push(const struct place* place, const struct news* n
 }
 
 #if SOCKALARM_TASK_WORK
+// A client of the daemon names its threads by itself. Its process may have become a privileged program since,
+// or the number another process: what kill(2) would refuse it must not do.
+static __always_inline int may_signal(const struct place* place) {
+  __u32 index = place->client;
+  struct sockalarm_client* client = bpf_map_lookup_elem(&clients, &index);
+  if (!client) return 0;
+  return !(client->flags & SOCKALARM_CLIENT_CHECK_UID) || client->uid == (__u32)bpf_get_current_uid_gid();
+}
+
 // Runs in the thread that armed, on its way out of the kernel, some time after it was scheduled: everything
 // is looked at anew. Must not touch an alarm that was armed by another thread, nor another socket's.
 static int deliver(struct bpf_map* map, void* key, void* value) {
@@ -201,7 +217,7 @@ static int deliver(struct bpf_map* map, void* key, void* value) {
   struct task_struct* task = bpf_get_current_task_btf();
   __u8 direct = SOCKALARM_DIRECT_NONE;
   if (tid == (__u32)bpf_get_current_pid_tgid() && (signal & SOCKALARM_SIGNAL_MASK) &&
-      !(task->flags & PF_EXITING)) {
+      !(task->flags & PF_EXITING) && may_signal(&place)) {
     __u64 ours = (control & ~(__u64)SOCKALARM_STATE_MASK) | SOCKALARM_DELIVERING;
     if (__sync_val_compare_and_swap(&state->control, control, ours) != control) return 0;  // another took it
     direct = bpf_send_signal_thread(signal & SOCKALARM_SIGNAL_MASK) ? SOCKALARM_DIRECT_FAILED

@@ -119,6 +119,27 @@ struct sockalarm_registration {
 #endif
 };
 
+/*
+ * clients: index -> this. Written by the privileged side alone; clients cannot even read it. All zero where a
+ * process serves itself. The programs look at `flags` and `uid`; the rest is what a daemon that was started
+ * anew knows its clients by.
+ */
+enum {
+  SOCKALARM_CLIENT_USED = 1,
+  SOCKALARM_CLIENT_CHECK_UID = 2, /* signal only while the thread's real user is `uid`, as kill(2) would */
+  SOCKALARM_CLIENT_READS = 4,     /* it waits for eof with data pending */
+};
+struct sockalarm_client {
+  sockalarm_u32 flags;
+  sockalarm_u32 uid, gid; /* in the initial user namespace */
+  sockalarm_u32 tgid;
+  sockalarm_u64 started; /* proc_pid_stat(5), field 22: which of the processes that had this number */
+  sockalarm_u32 slots;   /* of its table, slot 0 included */
+  sockalarm_u32 ring_bytes;
+  sockalarm_u32 table_id, ring_id; /* the kernel's ids of these maps */
+  sockalarm_u64 reserved[3];
+};
+
 /* What the program introduce_thread answers: ids in the initial pid namespace. */
 struct sockalarm_thread {
   sockalarm_u32 tgid, tid;
@@ -178,6 +199,9 @@ SOCKALARM_ASSERT(sizeof(struct sockalarm_table_header) == sizeof(struct sockalar
 SOCKALARM_ASSERT(sizeof(struct sockalarm_registration) == 24);
 SOCKALARM_AT(sockalarm_table_header, looking, 24);
 SOCKALARM_AT(sockalarm_registration, task_work, 16);
+SOCKALARM_ASSERT(sizeof(struct sockalarm_client) == 64);
+SOCKALARM_AT(sockalarm_client, started, 16);
+SOCKALARM_AT(sockalarm_client, table_id, 32);
 SOCKALARM_ASSERT(sizeof(struct sockalarm_record) == 40);
 SOCKALARM_AT(sockalarm_record, slot, 16);
 SOCKALARM_AT(sockalarm_record, events, 24);

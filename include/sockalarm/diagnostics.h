@@ -22,6 +22,10 @@ struct Feature {
 // Looks at the machine; loads and unloads the BPF programs if it may. Tens of milliseconds. Any thread.
 std::vector<Feature> probe_features();
 
+// What sockalarmd says of itself, as JSON (docs/protocol.md): everything for root and its own user, else what
+// is the caller's. Errors: errno of connecting (ENOENT: no daemon), ETIMEDOUT after 5 s. Any thread.
+[[nodiscard]] Result<std::string> daemon_status(const std::string& socket = "/run/sockalarm/sockalarmd.sock");
+
 // One open descriptor, in facts. Fields that do not apply are empty.
 struct DescriptorInfo {
   int fd = -1;

@@ -25,7 +25,7 @@ struct WatchHandle;
 }  // namespace detail
 
 // Where events come from. All mean the same; docs/sources.md lists the differences.
-enum class SourceKind : std::uint8_t { automatic, kernel, epoll, poll };
+enum class SourceKind : std::uint8_t { automatic, kernel, epoll, poll, daemon };
 std::string_view to_string(SourceKind kind) noexcept;
 [[nodiscard]] Result<SourceKind> parse_source(std::string_view text);
 
@@ -33,7 +33,7 @@ std::string_view to_string(SourceKind kind) noexcept;
 // chain, and every other chain, runs on the dispatcher, in order. docs/delivery.md compares them.
 enum class Delivery {
   automatic,  // task_work if it is to be had, else dispatcher
-  task_work,  // the kernel, in the thread itself: exact. Kernel source, Linux >= 6.18
+  task_work,  // the kernel, in the thread itself: exact. Kernel or daemon source, Linux >= 6.18
   sigio,  // the kernel by signal-driven I/O (fcntl(2), F_SETSIG) and a handler of this library. Any Linux, no
           // privilege; takes a real-time signal, and interrupts the thread for ordinary data too
   dispatcher,  // the background thread, by tgkill(2)
@@ -58,6 +58,7 @@ struct Options {
                                 // Sockets beyond it are watched by epoll
   std::size_t ring_bytes =
       256 * 1024;  // rounded up to a power of two >= a page; at most 2 GiB. Smaller is only slower
+  std::string daemon_socket = "/run/sockalarm/sockalarmd.sock";  // where sockalarmd listens
   std::chrono::milliseconds closed_check{500};  // how often alarms on `closed` compare descriptor and socket
   Delivery delivery = Delivery::automatic;      // anything else: that one or an error
   Waking waking = Waking::sleep;

@@ -9,9 +9,13 @@ import tempfile
 # (files, what their includes may not match, why)
 RULES = [
     (r"include/", r"^(?!(sockalarm/|tl/expected\.hpp$|sys/|netinet/|[a-z_]+$|[a-z]+\.h$))", "public headers stand alone"),
-    (r"user/base/", r"^(core|ipc|request|cli|bpf)/", "base is the lowest room"),
+    (r"user/base/", r"^(core|ipc|daemon|request|cli|bpf)/", "base is the lowest room"),
     (r"user/ipc/(scm_rights|frame)\.", r"^(?!(sockalarm/(result|unique_fd)\.h$|base/|ipc/(scm_rights|frame)\.h$|sys/|[a-z_]+$|[a-z]+\.h$))", "sendmsg and the frame codec stand alone"),
-    (r"user/core/", r"^(cli|request)/", "the library does not know the tool, nor what is built on top"),
+    (r"user/(core|ipc)/", r"^(cli|daemon|request)/", "the library does not know daemon and tool, nor what is built on top"),
+    (r"user/core/", r"^ipc/", "core does not know how the daemon is spoken to"),
+    (r"user/ipc/", r"^bpf/", "a client needs no libbpf"),
+    (r"user/daemon/", r"^(cli|request)/", "the daemon does not know the tool, nor request scopes"),
+    (r"user/daemon/(?!kernel_side\.cpp)", r"^bpf/", "only kernel_side knows libbpf"),
     (r"user/(core|base|cli)/", r"^(toml\+\+|re2)/", "only request scopes need these libraries"),
     (r"user/request/", r"^(cli|bpf)/", "request scopes stand on the core"),
     (r"user/request/(?!policy_toml\.cpp)", r"^toml\+\+/", "only policy_toml knows TOML"),
@@ -20,7 +24,7 @@ RULES = [
     (r"user/core/poll_source\.cpp", r"^(linux/|sys/(epoll|eventfd|timerfd|signalfd|inotify|prctl|syscall)\.h)", "the poll source is plain POSIX"),
     (r"user/core/", r"^((postgres|mariadb)/|sockalarm/(postgres|mariadb)\.h$|(libpq-fe|mysql)\.h$)", "the core depends on no database"),
     (r"user/(postgres|mariadb)/", r"^(?!core/action_impl\.h$)(core|cli|bpf|postgres|mariadb)/", "a component knows what an action is, and no more of the core"),
-    (r"user/cli/", r"^(core|request)/", "the tool uses the public promise"),
+    (r"user/cli/", r"^(core|daemon|request)/", "the tool uses the public promise"),
     (r"(include|user|bpf|tests)/", r"^\.\./", "includes are given from their root"),
 ]
 FIRST_LINES = re.compile(r"SPDX-License-Identifier: ")

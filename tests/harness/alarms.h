@@ -102,9 +102,13 @@ struct Way {
   Delivery delivery;
 };
 
+// Served by BPF programs: a table of limited length, and a ring that may be full.
+constexpr bool has_ring(SourceKind kind) { return kind == SourceKind::kernel || kind == SourceKind::daemon; }
+
 inline Result<Watcher> make_watcher(Way way, Options options = {}) {
   options.source = way.source;
   options.delivery = way.delivery;
+  if (const char* const socket = std::getenv("SOCKALARM_TEST_DAEMON_SOCKET")) options.daemon_socket = socket;
   return Watcher::create(std::move(options));
 }
 

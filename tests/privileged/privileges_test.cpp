@@ -52,11 +52,13 @@ TEST(PrivilegesTest, WithoutAnyTheChoiceIsEpollAndTheReasonIsNamed) {
     const Description description = watcher->describe();
     const auto forced = make_watcher(SourceKind::kernel);
     return check(description.source == SourceKind::epoll, "epoll") &&
-           check(description.why_not.size() == 2, "a reason for the source, one for the delivery") &&
+           check(description.why_not.size() == 3, "a reason for each source, one for the delivery") &&
            check(description.delivery == Delivery::dispatcher, "delivery by the dispatcher") &&
-           check(description.why_not[1].find("no task work") != std::string::npos, description.why_not[1]) &&
-           check(description.why_not[0].find("CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN") != std::string::npos,
+           check(description.why_not[2].find("no task work") != std::string::npos, description.why_not[2]) &&
+           check(description.why_not[0].find("no daemon listens there") != std::string::npos,
                  description.why_not[0]) &&
+           check(description.why_not[1].find("CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN") != std::string::npos,
+                 description.why_not[1]) &&
            check(!forced && forced.error().code() == std::errc::operation_not_permitted, "forced: EPERM") &&
            fires(*watcher, SourceKind::epoll);
   }));

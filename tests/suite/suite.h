@@ -11,9 +11,11 @@
 // One suite over every source: they mean the same, or the difference stands in docs/sources.md.
 namespace sockalarm::test {
 
-// Sources of this executable. The kernel source needs privileges, so it is left to the privileged one.
+// Sources of this executable; where there is the daemon source, its main() starts the daemon.
 inline std::vector<Way> tested_sources() {
-#if SOCKALARM_TEST_KERNEL
+#if SOCKALARM_TEST_DAEMON
+  return {SourceKind::daemon, SourceKind::kernel, SourceKind::epoll, SourceKind::poll};
+#elif SOCKALARM_TEST_KERNEL
   return {SourceKind::kernel, SourceKind::epoll, SourceKind::poll};
 #elif SOCKALARM_LINUX
   return {SourceKind::epoll, SourceKind::poll};
@@ -33,7 +35,8 @@ inline std::vector<Way> tested_ways() {
   std::vector<Way> ways;
   for (const SourceKind source : tested_sources()) {
     ways.emplace_back(source);
-    if (source == SourceKind::kernel) ways.emplace_back(source, Delivery::dispatcher);
+    if (source == SourceKind::kernel || source == SourceKind::daemon)
+      ways.emplace_back(source, Delivery::dispatcher);
 #if SOCKALARM_LINUX
     ways.emplace_back(source, Delivery::sigio);
 #endif

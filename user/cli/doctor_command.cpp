@@ -11,10 +11,11 @@
 namespace sockalarm::cli {
 namespace {
 
-// 0: the kernel source; 1: a fallback; 2: nothing works.
+// 0: BPF, here or in the daemon; 1: a fallback; 2: nothing works.
 int status_of(const Result<Watcher>& watcher) {
   if (!watcher) return 2;
-  return watcher->describe().source == SourceKind::kernel ? 0 : 1;
+  const SourceKind source = watcher->describe().source;
+  return source == SourceKind::kernel || source == SourceKind::daemon ? 0 : 1;
 }
 
 int print_json(const std::vector<Feature>& features, const Result<Watcher>& watcher) {
@@ -61,7 +62,7 @@ void add_doctor(CLI::App& app, Task& chosen) {
   auto json = std::make_shared<bool>(false);
   sub->add_flag("--json", *json, "print JSON");
   sub->footer(
-      "Exit status: 0 the kernel source works, 1 a fallback serves, 2 nothing works.\n\n"
+      "Exit status: 0 the daemon or the kernel source works, 1 a fallback serves, 2 nothing works.\n\n"
       "Examples:\n"
       "  sockalarm doctor\n"
       "  sockalarm doctor --json | jq '.features[] | select(.available | not)'");

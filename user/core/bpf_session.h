@@ -21,6 +21,9 @@ class BpfSession {
   // slots: length of the table, slot 0 included. Errors name the missing privilege or kernel feature.
   // direct: with the programs that deliver signals by task work, if this kernel has it.
   static Result<std::unique_ptr<BpfSession>> open(std::uint32_t slots, std::size_t ring_bytes, bool direct);
+  // As a client of the daemon that listens there; needs no privilege. slots and ring_bytes are wishes.
+  static Result<std::unique_ptr<BpfSession>> join(const std::string& socket, std::uint32_t slots,
+                                                  std::size_t ring_bytes);
   // One row for each program and map type, as far as they can be tried here.
   static std::vector<Feature> probe();
 
@@ -42,14 +45,19 @@ class BpfSession {
 
   // fd: a descriptor of that socket, lent.
   virtual Result<void> enroll(std::uint64_t cookie, std::uint32_t slot, std::uint32_t generation, int fd) = 0;
-  virtual void dismiss(std::uint64_t cookie) noexcept = 0;
+  virtual void dismiss(std::uint64_t cookie, std::uint32_t slot) noexcept = 0;
   // Attach or detach the program on the receive path. False: not to be had here.
   virtual bool watch_reads(bool on) = 0;
   // Attach, once and for all, the program that raises `closed`. False: not to be had here.
   virtual bool watch_closing() = 0;
   // Runs that the kernel left out so far: each may have been news. One system call.
-  virtual std::uint64_t missed_runs() const noexcept = 0;
+  virtual std::uint64_t missed_runs() noexcept = 0;
   virtual void after_fork() noexcept = 0;
+
+  // What the dispatcher must wait for beside the ring, to call tend() when it is readable; -1: nothing.
+  // tend() appends the cookies of sockets of which something may have been missed.
+  virtual int tended_fd() const noexcept { return -1; }
+  virtual void tend(std::vector<std::uint64_t>& /*unseen*/) {}
 
   BpfSession(const BpfSession&) = delete;
   BpfSession& operator=(const BpfSession&) = delete;

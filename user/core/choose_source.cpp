@@ -12,6 +12,12 @@ Result<std::unique_ptr<Source>> make_source(SourceKind kind, [[maybe_unused]] co
 #else
       return fail(Error(Errc::unsupported, "this build has no BPF; configure with -DSOCKALARM_BPF=ON"));
 #endif
+    case SourceKind::daemon:
+#if SOCKALARM_LINUX
+      return make_daemon_source(options);
+#else
+      return fail(Error(Errc::unsupported, "the daemon is only on Linux"));
+#endif
     case SourceKind::epoll:
 #if SOCKALARM_LINUX
       return make_epoll_source();
@@ -28,7 +34,8 @@ Result<std::unique_ptr<Source>> make_source(SourceKind kind, [[maybe_unused]] co
 
 Result<ChosenSource> choose_source(const Options& options) {
   ChosenSource chosen;
-  for (const SourceKind kind : {SourceKind::kernel, SourceKind::epoll, SourceKind::poll}) {
+  for (const SourceKind kind :
+       {SourceKind::daemon, SourceKind::kernel, SourceKind::epoll, SourceKind::poll}) {
     if (options.source != SourceKind::automatic && options.source != kind) continue;
     auto source = make_source(kind, options);
     if (source) {
@@ -39,7 +46,7 @@ Result<ChosenSource> choose_source(const Options& options) {
     if (options.source == kind || kind == SourceKind::poll) return fail(std::move(why));
     chosen.why_not.push_back(why.message());
   }
-  return fail(Error(Errc::unsupported, "unknown source; use automatic, kernel, epoll or poll"));
+  return fail(Error(Errc::unsupported, "unknown source; use automatic, daemon, kernel, epoll or poll"));
 }
 
 }  // namespace sockalarm::detail

@@ -560,9 +560,11 @@ void Core::on_news(const News& news) {
     case News::Certainty::exact:
       return fire_ready(socket, news.what, direct);
     case News::Certainty::hint:
+      if (socket.slot != 0) return;  // the kernel side reports it, with more to say
+      break;
+    case News::Certainty::unseen:
       break;
   }
-  if (socket.slot != 0) return;  // the kernel side reports it, with more to say
   move_if_closed(socket);
   const int fd = live_descriptor(socket);
   const Events now = fd >= 0 ? look(fd, socket.kind, source_->poll_style()) : news.what;
@@ -703,7 +705,8 @@ void Core::check_closed() {
 }
 
 void Core::schedule_missed_check() {
-  if (source_->kind() != SourceKind::kernel || std::exchange(missed_check_scheduled_, true)) return;
+  const bool by_programs = source_->kind() == SourceKind::kernel || source_->kind() == SourceKind::daemon;
+  if (!by_programs || std::exchange(missed_check_scheduled_, true)) return;
   dispatcher_.add_timer(Dispatcher::in(kMissedCheck), [this] {
     const std::lock_guard lock(mutex_);
     missed_check_scheduled_ = false;
@@ -731,6 +734,9 @@ Description Core::describe() const {
     case SourceKind::kernel:
       description.text =
           "kernel: BPF programs on the TCP tracepoints; sockets that are not plain TCP by epoll";
+      break;
+    case SourceKind::daemon:
+      description.text = "daemon: BPF programs of sockalarmd; sockets that are not plain TCP by epoll";
       break;
     case SourceKind::epoll:
       description.text = "epoll: one epoll instance";

@@ -21,6 +21,7 @@ using Clock = std::chrono::steady_clock;
 // In epoll_event.data beside cookies, which count up from 1.
 constexpr std::uint64_t kWakeToken = ~std::uint64_t{0};
 constexpr std::uint64_t kRingToken = kWakeToken - 1;
+constexpr std::uint64_t kTendedToken = kWakeToken - 2;
 constexpr std::uint32_t kSticky = EPOLLRDHUP | EPOLLET;  // ERR and HUP are always reported
 
 std::uint32_t flags_of(Events momentary) noexcept {
@@ -80,14 +81,17 @@ Result<std::unique_ptr<Source>> make_epoll_source() {
   return std::unique_ptr<Source>(std::move(*source));
 }
 
-Result<void> EpollSource::add_ring(int fd) {
+Result<void> EpollSource::add_other(int fd, std::uint64_t token) {
   epoll_event event{};
   event.events = EPOLLIN;
-  event.data.u64 = kRingToken;
+  event.data.u64 = token;
   if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0)
-    return fail(Error::from_errno(errno, "epoll_ctl() for the ring buffer"));
+    return fail(Error::from_errno(errno, "epoll_ctl() for the kernel side"));
   return {};
 }
+
+Result<void> EpollSource::add_ring(int fd) { return add_other(fd, kRingToken); }
+Result<void> EpollSource::add_tended(int fd) { return add_other(fd, kTendedToken); }
 
 Result<void> EpollSource::add(Socket& socket, int fd) {
   socket.registered_fd = fd;
@@ -134,6 +138,10 @@ bool EpollSource::wait(std::optional<Clock::time_point> until, std::vector<News>
   std::array<epoll_event, 256> events;
   for (const epoll_event& event : wait_for(epoll_.get(), events, until)) {
     if (event.data.u64 == kRingToken) continue;
+    if (event.data.u64 == kTendedToken) {
+      tended_ = true;
+      continue;
+    }
     if (event.data.u64 == kWakeToken) {
       std::uint64_t value = 0;
       [[maybe_unused]] const ssize_t n = ::read(wake_.get(), &value, sizeof value);

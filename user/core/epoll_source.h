@@ -4,6 +4,7 @@
 #include <sockalarm/unique_fd.h>
 
 #include <atomic>
+#include <utility>
 
 #include "core/source.h"
 
@@ -28,6 +29,9 @@ class EpollSource : public Source {
 
   // For the kernel source. `fd` is lent; what was read from it is news that this source does not look at.
   Result<void> add_ring(int fd);
+  // The same, but remembered until asked.
+  Result<void> add_tended(int fd);
+  bool take_tended() noexcept { return std::exchange(tended_, false); }  // by the dispatcher
   // Readable and urgent of a socket whose sticky events come from the kernel.
   void want_only(Socket& socket, Events momentary) noexcept;
 
@@ -35,7 +39,10 @@ class EpollSource : public Source {
   EpollSource(UniqueFd epoll, UniqueFd wake) : epoll_(std::move(epoll)), wake_(std::move(wake)) {}
 
  private:
+  Result<void> add_other(int fd, std::uint64_t token);
+
   UniqueFd epoll_, wake_;
+  bool tended_ = false;
   std::atomic<bool> awake_{false};  // wake() was called and wait() has not seen it yet: one write is enough
 };
 

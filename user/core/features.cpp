@@ -72,6 +72,7 @@ Feature kernel() {
 
 std::vector<Feature> probe_features() {
   std::vector<Feature> features{kernel()};
+  features.push_back(source(SourceKind::daemon, "only needed without privileges: start sockalarmd"));
   features.push_back(
       source(SourceKind::kernel,
              "see the lines below; without it epoll serves, a little later and with less to tell"));
@@ -93,5 +94,11 @@ std::vector<Feature> probe_features() {
   features.push_back(descriptors());
   return features;
 }
+
+#if !SOCKALARM_LINUX
+Result<std::string> daemon_status(const std::string& /*socket*/) {
+  return fail(Error(Errc::unsupported, "the daemon is only on Linux"));
+}
+#endif
 
 }  // namespace sockalarm

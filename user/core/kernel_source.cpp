@@ -14,16 +14,17 @@
 namespace sockalarm::detail {
 namespace {
 
-// Plain TCP sockets by the BPF programs; all others, those beyond the table's length, and what the kernel
-// side does not report (readable, urgent) by the epoll source that it is built on.
+// Plain TCP sockets by the BPF programs, of this process or of the daemon; all others, those beyond the
+// table's length, and what the kernel side does not report (readable, urgent) by the epoll source that it is
+// built on.
 class KernelSource final : public Source {
  public:
-  KernelSource(std::unique_ptr<BpfSession> session, std::unique_ptr<EpollSource> epoll)
-      : session_(std::move(session)), epoll_(std::move(epoll)) {
+  KernelSource(SourceKind kind, std::unique_ptr<BpfSession> session, std::unique_ptr<EpollSource> epoll)
+      : kind_(kind), session_(std::move(session)), epoll_(std::move(epoll)) {
     for (std::uint32_t slot = 1; slot < session_->table().size(); ++slot) free_slots_.push_back(slot);
   }
 
-  SourceKind kind() const noexcept override { return SourceKind::kernel; }
+  SourceKind kind() const noexcept override { return kind_; }
   std::string times() const override { return session_->times(); }
 
   Result<void> add(Socket& socket, int fd) override {
@@ -50,14 +51,14 @@ class KernelSource final : public Source {
     socket.state = &state;
     socket.slot = slot;
     socket.registered_fd = fd;
-    socket.served_by = SourceKind::kernel;
+    socket.served_by = kind_;
     return {};
   }
 
   void remove(Socket& socket) noexcept override {
     if (socket.slot == 0) return epoll_->remove(socket);
     if (socket.momentary) epoll_->want_only(socket, events::none);
-    session_->dismiss(socket.cookie);
+    session_->dismiss(socket.cookie, socket.slot);
     // First in, first out: the longest possible time before a slot means another socket.
     free_slots_.push_back(socket.slot);
   }
@@ -97,6 +98,12 @@ class KernelSource final : public Source {
       ++stats_.records;
       news.push_back({record.cookie, Events(record.events) & events::all, static_cast<int>(record.error),
                       record.at, News::Certainty::recorded, direct_of(record)});
+    }
+    if (epoll_->take_tended()) {
+      unseen_.clear();
+      session_->tend(unseen_);
+      for (const std::uint64_t cookie : unseen_)
+        news.push_back({cookie, events::none, 0, 0, News::Certainty::unseen});
     }
     stats_.bad = session_->bad_records();
     // After the records were freed (see push() on the kernel side).
@@ -152,12 +159,14 @@ class KernelSource final : public Source {
     std::atomic<std::uint64_t> records{0}, lost{0}, bad{0};
   };
 
+  const SourceKind kind_;
   std::unique_ptr<BpfSession> session_;
   std::unique_ptr<EpollSource> epoll_;
   std::deque<std::uint32_t> free_slots_;
   int reads_users_ = 0;
   std::uint64_t missed_ = 0;
   std::vector<sockalarm_record> records_;
+  std::vector<std::uint64_t> unseen_;
   Counters stats_;
 };
 
@@ -170,20 +179,34 @@ std::uint32_t table_length(std::size_t wanted) {
   return static_cast<std::uint32_t>(std::min<std::size_t>(wanted, 1U << 24)) + 1;  // and slot 0
 }
 
-}  // namespace
-
-Result<std::unique_ptr<Source>> make_kernel_source(const Options& options) {
-  const bool direct = options.delivery == Delivery::automatic || options.delivery == Delivery::task_work;
-  auto session = BpfSession::open(table_length(options.max_watches), options.ring_bytes, direct);
+Result<std::unique_ptr<Source>> source_over(SourceKind kind, Result<std::unique_ptr<BpfSession>> session) {
   if (!session) return fail(session.error());
-  return make_kernel_source(std::move(*session));
-}
-
-Result<std::unique_ptr<Source>> make_kernel_source(std::unique_ptr<BpfSession> session) {
   auto epoll = EpollSource::open();
   if (!epoll) return fail(epoll.error());
-  if (auto ok = (*epoll)->add_ring(session->ring_fd()); !ok) return fail(ok.error());
-  return std::make_unique<KernelSource>(std::move(session), std::move(*epoll));
+  if (auto ok = (*epoll)->add_ring((*session)->ring_fd()); !ok) return fail(ok.error());
+  if (const int fd = (*session)->tended_fd(); fd >= 0)
+    if (auto ok = (*epoll)->add_tended(fd); !ok) return fail(ok.error());
+  return std::make_unique<KernelSource>(kind, std::move(*session), std::move(*epoll));
+}
+
+}  // namespace
+
+#if SOCKALARM_BPF
+Result<std::unique_ptr<Source>> make_kernel_source(const Options& options) {
+  const bool direct = options.delivery == Delivery::automatic || options.delivery == Delivery::task_work;
+  return source_over(SourceKind::kernel,
+                     BpfSession::open(table_length(options.max_watches), options.ring_bytes, direct));
+}
+#endif
+
+Result<std::unique_ptr<Source>> make_kernel_source(std::unique_ptr<BpfSession> session) {
+  return source_over(SourceKind::kernel, std::move(session));
+}
+
+Result<std::unique_ptr<Source>> make_daemon_source(const Options& options) {
+  return source_over(
+      SourceKind::daemon,
+      BpfSession::join(options.daemon_socket, table_length(options.max_watches), options.ring_bytes));
 }
 
 }  // namespace sockalarm::detail

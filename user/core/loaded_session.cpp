@@ -57,7 +57,7 @@ class LoadedSession final : public BpfSession {
     if (bpf_map_update_elem(programs_.map_fd("registry"), &cookie, &where, BPF_ANY) == 0) return {};
     return fail(explain(errno, "registering a socket with the kernel", ""));
   }
-  void dismiss(std::uint64_t cookie) noexcept override {
+  void dismiss(std::uint64_t cookie, std::uint32_t /*slot*/) noexcept override {
     bpf_map_delete_elem(programs_.map_fd("registry"),
                         &cookie);  // ENOENT: the kernel had forgotten it already
   }
@@ -74,7 +74,7 @@ class LoadedSession final : public BpfSession {
   }
 
   bool watch_closing() override { return programs_.attach_closing(); }
-  std::uint64_t missed_runs() const noexcept override {
+  std::uint64_t missed_runs() noexcept override {
     return detail::missed_runs(programs_.program_fd("on_set_state"));
   }
 

@@ -12,11 +12,9 @@ struct Names;
 template <>
 struct Names<SourceKind> {
   static constexpr const char* what = "source";
-  static constexpr std::pair<SourceKind, std::string_view> list[] = {{SourceKind::automatic, "automatic"},
-                                                                     {SourceKind::automatic, "auto"},
-                                                                     {SourceKind::kernel, "kernel"},
-                                                                     {SourceKind::epoll, "epoll"},
-                                                                     {SourceKind::poll, "poll"}};
+  static constexpr std::pair<SourceKind, std::string_view> list[] = {
+      {SourceKind::automatic, "automatic"}, {SourceKind::automatic, "auto"}, {SourceKind::daemon, "daemon"},
+      {SourceKind::kernel, "kernel"},       {SourceKind::epoll, "epoll"},    {SourceKind::poll, "poll"}};
 };
 template <>
 struct Names<Delivery> {

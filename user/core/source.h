@@ -25,7 +25,8 @@ struct News {
   enum class Certainty {
     recorded,  // already in the socket's WatchState
     exact,     // it is what it says: readable, urgent
-    hint       // by poll flags: look at the socket; `what` stands if its descriptor can no longer be asked
+    hint,      // by poll flags: look at the socket; `what` stands if its descriptor can no longer be asked
+    unseen     // the kernel side was not looking for a while: look at the socket, whoever serves it
   } certainty = Certainty::hint;
   enum class Direct {
     none,
@@ -71,7 +72,7 @@ class Source {
 
   // Whether the kernel side delivers signals by task work; else why not.
   virtual Result<void> delivers() const {
-    return fail(Error(Errc::unsupported, "only the kernel source has task work"));
+    return fail(Error(Errc::unsupported, "only the kernel and the daemon source have task work"));
   }
   // The calling thread's id in the initial pid namespace, for direct delivery; 0: not to be had. Costs a
   // system call the first time that a thread asks.

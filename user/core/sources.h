@@ -15,6 +15,7 @@ Result<std::unique_ptr<Source>> make_poll_source(PollStyle style);
 Result<std::unique_ptr<Source>> make_epoll_source();
 Result<std::unique_ptr<Source>> make_kernel_source(const Options& options);
 Result<std::unique_ptr<Source>> make_kernel_source(std::unique_ptr<BpfSession> session);
+Result<std::unique_ptr<Source>> make_daemon_source(const Options& options);
 
 struct ChosenSource {
   std::unique_ptr<Source> source;

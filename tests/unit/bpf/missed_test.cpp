@@ -29,11 +29,11 @@ class DeafSession final : public BpfSession {
   void drain(std::vector<sockalarm_record>&) override {}
   bool pending() const noexcept override { return false; }
   std::uint64_t bad_records() const noexcept override { return 0; }
-  Result<void> enroll(std::uint64_t, std::uint32_t, std::uint32_t) override { return {}; }
-  void dismiss(std::uint64_t) noexcept override {}
+  Result<void> enroll(std::uint64_t, std::uint32_t, std::uint32_t, int) override { return {}; }
+  void dismiss(std::uint64_t, std::uint32_t) noexcept override {}
   bool watch_reads(bool) override { return false; }
   bool watch_closing() override { return false; }
-  std::uint64_t missed_runs() const noexcept override { return missed_.load(); }
+  std::uint64_t missed_runs() noexcept override { return missed_.load(); }
   void after_fork() noexcept override {}
 
  private:

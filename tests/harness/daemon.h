@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <fcntl.h>
+#include <grp.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "harness/sockets.h"
+
+namespace sockalarm::test {
+
+inline constexpr uid_t kNobody = 65534;
+
+// A directory with a BPF file system, in a mount namespace of this process: both go with its last process,
+// however it ends. Once per process, before there are threads.
+class DaemonHome {
+ public:
+  DaemonHome() {
+    require(::unshare(CLONE_NEWNS) == 0, "unshare(CLONE_NEWNS)");
+    require(::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0, "mount(MS_PRIVATE)");
+    std::string name = std::filesystem::temp_directory_path() / "sockalarm-daemon-XXXXXX";
+    require(::mkdtemp(name.data()) != nullptr, "mkdtemp");
+    directory_ = name;
+    ::chmod(name.c_str(), 0755);  // clients of any user come in
+    require(::mkdir(bpffs().c_str(), 0700) == 0, "mkdir");
+    require(::mount("bpf", bpffs().c_str(), "bpf", 0, nullptr) == 0, "mount -t bpf");
+  }
+  ~DaemonHome() {
+    ::umount2(bpffs().c_str(), MNT_DETACH);
+    std::error_code ignored;
+    std::filesystem::remove_all(directory_, ignored);
+  }
+  DaemonHome(const DaemonHome&) = delete;
+  DaemonHome& operator=(const DaemonHome&) = delete;
+
+  std::string bpffs() const { return directory_ + "/bpf"; }
+  std::string socket() const { return directory_ + "/sock"; }
+  std::string file(const std::string& name) const { return directory_ + "/" + name; }
+
+ private:
+  std::string directory_;
+};
+
+// sockalarmd as a child process.
+class DaemonProcess {
+ public:
+  explicit DaemonProcess(const DaemonHome& home, const std::vector<std::string>& further = {},
+                         const std::string& socket = {}) {
+    std::vector<std::string> words = {SOCKALARMD_PATH, "--socket",   socket.empty() ? home.socket() : socket,
+                                      "--bpffs",       home.bpffs(), "--log-level",
+                                      level()};
+    words.insert(words.end(), further.begin(), further.end());
+    start(words, home.file("notify"));
+  }
+  ~DaemonProcess() { kill(); }
+  DaemonProcess(const DaemonProcess&) = delete;
+  DaemonProcess& operator=(const DaemonProcess&) = delete;
+
+  pid_t pid() const { return pid_; }
+  bool running() const { return pid_ > 0 && ::waitpid(pid_, nullptr, WNOHANG) == 0; }
+  void signal(int number) const { ::kill(pid_, number); }
+  // As the out-of-memory killer does.
+  void kill() {
+    if (pid_ <= 0) return;
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, nullptr, 0);
+    pid_ = 0;
+  }
+  // As the service manager does; its exit status.
+  int stop() {
+    ::kill(pid_, SIGTERM);
+    int status = -1;
+    ::waitpid(pid_, &status, 0);
+    pid_ = 0;
+    return status;
+  }
+
+ private:
+  static std::string level() {
+    const char* const wanted = std::getenv("SOCKALARM_TEST_DAEMON_LOG");
+    return wanted != nullptr ? wanted : "error";
+  }
+
+  // Returns when it says that it is ready, by sd_notify(3).
+  void start(const std::vector<std::string>& words, const std::string& notify) {
+    ::unlink(notify.c_str());
+    const UniqueFd listener(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    notify.copy(address.sun_path, sizeof address.sun_path - 1);
+    require(::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0, "bind");
+    std::vector<char*> arguments;
+    for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
+    arguments.push_back(nullptr);
+    pid_ = ::fork();
+    require(pid_ >= 0, "fork");
+    if (pid_ == 0) {
+      ::setenv("NOTIFY_SOCKET", notify.c_str(), 1);
+      ::execv(arguments.front(), arguments.data());
+      ::_exit(127);
+    }
+    for (std::string all; all.find("READY=1") == std::string::npos;) {
+      pollfd entry{listener.get(), POLLIN, 0};
+      require(::poll(&entry, 1, 30) >= 0, "poll");
+      char text[256];
+      const ssize_t n = ::recv(listener.get(), text, sizeof text, MSG_DONTWAIT);
+      if (n > 0) all.append(text, static_cast<std::size_t>(n));
+      if (n <= 0 && ::waitpid(pid_, nullptr, WNOHANG) != 0) {
+        pid_ = 0;
+        throw std::runtime_error("sockalarmd has ended instead of getting ready");
+      }
+    }
+  }
+
+  pid_t pid_ = 0;
+};
+
+inline bool become(uid_t user) {
+  return ::setgroups(0, nullptr) == 0 && ::setresgid(user, user, user) == 0 &&
+         ::setresuid(user, user, user) == 0;
+}
+
+}  // namespace sockalarm::test

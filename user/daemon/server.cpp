@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/server.h"
+
+#include <poll.h>
+#include <spdlog/spdlog.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <thread>
+#include <utility>
+
+#include "daemon/service.h"
+
+namespace sockalarm::daemon {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::size_t kManyLanes = 16;            // then those that have nothing to do end
+constexpr std::chrono::seconds kLeaving{2};       // for what its lanes are just doing
+constexpr std::chrono::milliseconds kPause{100};  // without accepting, when descriptors have run out
+
+UniqueFd signals() {
+  sigset_t set;
+  ::sigemptyset(&set);
+  for (const int one : {SIGTERM, SIGINT, SIGHUP}) ::sigaddset(&set, one);
+  return UniqueFd(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+}
+
+int next_signal(const UniqueFd& fd) {
+  signalfd_siginfo info{};
+  return ::read(fd.get(), &info, sizeof info) == sizeof info ? static_cast<int>(info.ssi_signo) : 0;
+}
+
+}  // namespace
+
+Result<UniqueFd> listen_at(const std::string& path, mode_t mode) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof address.sun_path)
+    return fail(Error(Errc::invalid_options, "socket: " + path + " is longer than 107 bytes"));
+  path.copy(address.sun_path, path.size());
+  const auto* const name = reinterpret_cast<const sockaddr*>(&address);
+  const UniqueFd probe(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!probe) return fail(Error::from_errno(errno, "socket()"));
+  if (::connect(probe.get(), name, sizeof address) == 0 || errno == EAGAIN)
+    return fail(Error::from_errno(EADDRINUSE, "a daemon listens at " + path + " already"));
+  struct stat status{};
+  if (::lstat(path.c_str(), &status) == 0 && S_ISSOCK(status.st_mode)) ::unlink(path.c_str());
+  UniqueFd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd || ::bind(fd.get(), name, sizeof address) != 0 || ::chmod(path.c_str(), mode) != 0 ||
+      ::listen(fd.get(), 256) != 0)
+    return fail(Error::from_errno(errno, "listening at " + path));
+  return fd;
+}
+
+Server::Server(const Config& config, KernelSide& kernel, UniqueFd listener)
+    : config_(config),
+      shared_{kernel,           std::make_shared<Accounts>(config.user), roll_, Clock::now(), config.slots,
+              config.ring_bytes},
+      listener_(std::move(listener)) {}
+
+Result<std::unique_ptr<Server>> Server::create(const Config& config, KernelSide& kernel, UniqueFd listener) {
+  std::unique_ptr<Server> server(new Server(config, kernel, std::move(listener)));
+  if (auto ok = server->adopt(); !ok) return fail(ok.error());
+  return server;
+}
+
+Result<void> Server::adopt() {
+  auto survivors = shared_.kernel.survivors();
+  if (!survivors) return fail(survivors.error());
+  const auto until = Clock::now() + config_.grace;
+  std::size_t alive = 0, watches = 0;
+  for (const KernelSide::Survivor& survivor : *survivors) {
+    auto client = Client::adopt(shared_, survivor);
+    if (!client) return fail(client.error());
+    UniqueFd process = find_process(static_cast<pid_t>(survivor.facts.tgid), survivor.facts.started);
+    if (!process) continue;  // the client's destructor clears up after it
+    const auto lane = lane_of(survivor.facts.uid);
+    if (!lane) return fail(lane.error());
+    ++alive;
+    watches += survivor.cookies.size();
+    (*lane)->take(std::move(*client), std::move(process), until);
+  }
+  if (shared_.kernel.adopted())
+    spdlog::info("took over {} clients with {} watches; {} had ended meanwhile", alive, watches,
+                 survivors->size() - alive);
+  return {};
+}
+
+Result<Lane*> Server::lane_of(uid_t uid) {
+  const auto known = lanes_.find(uid);
+  if (known != lanes_.end()) return known->second.get();
+  if (lanes_.size() >= kManyLanes)
+    std::erase_if(lanes_, [](const auto& lane) { return lane.second->idle(); });
+  auto lane = Lane::start(shared_, uid);
+  if (!lane) return fail(lane.error());
+  return lanes_.emplace(uid, std::move(*lane)).first->second.get();
+}
+
+void Server::accept_one(UniqueFd socket) {
+  auto peer = peer_of(socket.get());
+  if (!peer) return;
+  ++roll_.accepted;
+  auto charge = shared_.accounts->charge(peer->uid, Resource::connections, 1);
+  if (!charge) {
+    ++roll_.refused;
+    spdlog::debug("process {} is refused: {}", peer->pid, charge.error().message());
+    return;
+  }
+  spdlog::debug("process {} of user {} connects", peer->pid, peer->uid);
+  const auto lane = lane_of(peer->uid);
+  if (!lane) return spdlog::error("{}", lane.error().message());
+  (*lane)->take(std::move(socket), std::move(*peer), std::move(*charge));
+}
+
+// A bounded number, so that signals and the watchdog get their turn.
+void Server::accept_all() {
+  for (int i = 0; i < 64; ++i) {
+    UniqueFd socket(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (socket) {
+      accept_one(std::move(socket));
+    } else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
+      spdlog::error("accepting a connection: {}", Error::from_errno(errno, "accept4()").message());
+      std::this_thread::sleep_for(kPause);
+      return;
+    } else if (errno != ECONNABORTED && errno != EINTR) {
+      return;
+    }
+  }
+}
+
+void Server::reload(const std::string& config_path) {
+  const service::Reloading reloading;
+  const auto config = read_config(config_path);
+  if (!config) return spdlog::error("the configuration stays as it was: {}", config.error().message());
+  if (config->socket != config_.socket || config->bpffs != config_.bpffs ||
+      config->clients != config_.clients || config->watches != config_.watches)
+    spdlog::warn("socket, bpffs, limits.clients and limits.watches change with a new start only");
+  config_ = *config;
+  shared_.accounts->limit(config->user);
+  shared_.slots = config->slots;
+  shared_.ring_bytes = config->ring_bytes;
+  spdlog::set_level(spdlog::level::from_str(config->log_level));
+  spdlog::info("configuration read again");
+}
+
+void Server::leave() {
+  service::stopping();
+  for (const auto& [uid, lane] : lanes_) lane->leave();
+  const auto until = Clock::now() + kLeaving;
+  for (const auto& [uid, lane] : lanes_) {
+    while (!lane->left() && Clock::now() < until) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (lane->left()) continue;
+    spdlog::warn("a descriptor that user {} passed is still being closed; ending without waiting for it",
+                 uid);
+    spdlog::shutdown();
+    ::_exit(0);
+  }
+  lanes_.clear();
+}
+
+Result<void> Server::run(const std::string& config_path) {
+  const UniqueFd signal_fd = signals();
+  if (!signal_fd) return fail(Error::from_errno(errno, "signalfd()"));
+  const auto watchdog = service::watchdog_interval();
+  service::ready(std::to_string(roll_.all().size()) + " clients taken over");
+  spdlog::info("ready: {} tells of up to {} sockets of {} clients", config_.socket,
+               shared_.kernel.sizes().sockets, shared_.kernel.sizes().clients);
+  for (;;) {
+    std::array<pollfd, 2> entries{{{listener_.get(), POLLIN, 0}, {signal_fd.get(), POLLIN, 0}}};
+    const int count =
+        ::poll(entries.data(), entries.size(), watchdog ? static_cast<int>(watchdog->count()) : -1);
+    if (count < 0 && errno != EINTR) return fail(Error::from_errno(errno, "poll()"));
+    if (watchdog) service::alive();
+    if (count > 0 && entries[0].revents != 0) accept_all();
+    if (count > 0 && entries[1].revents != 0) {
+      const int number = next_signal(signal_fd);
+      if (number == SIGHUP) {
+        reload(config_path);
+      } else if (number != 0) {
+        spdlog::info("signal {}: leaving; the kernel goes on, and clients wait for the next daemon", number);
+        leave();
+        return {};
+      }
+    }
+  }
+}
+
+}  // namespace sockalarm::daemon

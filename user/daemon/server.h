@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <sockalarm/result.h>
+#include <sockalarm/unique_fd.h>
+
+#include <map>
+#include <memory>
+#include <string>
+
+#include "daemon/client.h"
+#include "daemon/config.h"
+#include "daemon/lane.h"
+
+namespace sockalarm::daemon {
+
+// Accepts connections, and gives each to the lane of its user. One thread, which waits for nobody.
+class Server {
+ public:
+  // listener: a listening socket of type SOCK_SEQPACKET. Takes over the clients that are in the kernel.
+  static Result<std::unique_ptr<Server>> create(const Config& config, KernelSide& kernel, UniqueFd listener);
+
+  // Until SIGTERM or SIGINT, which must be blocked; SIGHUP reads the file again. Clients stay in the kernel.
+  Result<void> run(const std::string& config_path);
+
+ private:
+  Server(const Config& config, KernelSide& kernel, UniqueFd listener);
+  Result<void> adopt();
+  void accept_all();
+  void accept_one(UniqueFd socket);
+  Result<Lane*> lane_of(uid_t uid);
+  void reload(const std::string& config_path);
+  void leave();
+
+  Config config_;
+  Roll roll_;
+  Shared shared_;
+  const UniqueFd listener_;
+  std::map<uid_t, std::unique_ptr<Lane>> lanes_;
+};
+
+// Listens at that path; what a dead daemon left there is replaced. EADDRINUSE: a daemon is alive there.
+Result<UniqueFd> listen_at(const std::string& path, mode_t mode);
+
+}  // namespace sockalarm::daemon
