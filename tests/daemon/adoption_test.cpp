@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <sys/resource.h>
+
+#include <atomic>
+#include <fstream>
+#include <memory>
+
+#include "daemon/raw_client.h"
+
+// The daemon dies, its clients do not notice; it comes back, and they go on.
+
+namespace sockalarm::test {
+namespace {
+
+std::size_t from_environment(const char* name, std::size_t otherwise) {
+  const char* const text = std::getenv(name);
+  return text != nullptr ? std::stoul(text) : otherwise;
+}
+
+// A client with connections of its own, both ends.
+class Crowd {
+ public:
+  Crowd(const DaemonHome& home, std::size_t size) : watcher_(daemon_watcher(home)), size_(size) {
+    rlimit limit{};
+    ::getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = limit.rlim_max;
+    ::setrlimit(RLIMIT_NOFILE, &limit);
+  }
+
+  std::uint64_t operator()(char letter) {
+    switch (letter) {
+      case 'a':
+        return arm();
+      case 'l':
+        return leave();
+      case 'd':
+        return drop();
+      default:
+        return one_more();
+    }
+  }
+
+ private:
+  // How many are served by the daemon.
+  std::uint64_t arm() {
+    const Listener listener = listen_on(AF_INET);
+    fired_ = 0;
+    std::uint64_t served = 0;
+    for (std::size_t i = 0; i < size_; ++i) {
+      UniqueFd peer = connect_to(listener);
+      connections_.emplace_back(accept_from(listener), std::move(peer));
+      watches_.push_back(watcher_.watch(connections_.back().ours.get()).value());
+      alarms_.push_back(watches_.back().arm(call([this] { ++fired_; })).value());
+      served += watches_.back().source() == SourceKind::daemon ? 1 : 0;
+    }
+    return served;
+  }
+  // How many alarms fire.
+  std::uint64_t leave() {
+    for (Connection& connection : connections_) connection.peer.reset();
+    eventually([this] { return fired_ >= size_; });
+    return fired_;
+  }
+  std::uint64_t drop() {
+    alarms_.clear();
+    watches_.clear();
+    connections_.clear();
+    return 1;
+  }
+  // A single one, by a signal in the thread itself.
+  std::uint64_t one_more() {
+    Connection connection = tcp_pair();
+    const auto watch = watcher_.watch(connection.ours.get()).value();
+    const auto before = watcher_.stats().fired_directly;
+    const auto alarm = watch.arm(send_signal(SIGURG)).value();
+    connection.peer.reset();
+    eventually([&] { return alarm.triggered(); });
+    return watch.source() == SourceKind::daemon && watcher_.stats().fired_directly == before + 1 ? 1 : 0;
+  }
+
+  Watcher watcher_;
+  const std::size_t size_;
+  std::atomic<std::uint64_t> fired_{0};
+  std::vector<Connection> connections_;
+  std::vector<Watch> watches_;
+  std::vector<Alarm> alarms_;
+};
+
+std::vector<Worker> crowds(const DaemonHome& home, std::size_t count, std::size_t size) {
+  std::vector<Worker> workers;
+  for (std::size_t i = 0; i < count; ++i)
+    workers.emplace_back([&] {
+      auto crowd = std::make_shared<Crowd>(home, size);
+      return [crowd](char letter) { return (*crowd)(letter); };
+    });
+  return workers;
+}
+
+std::vector<std::uint64_t> ask_all(const std::vector<Worker>& workers, char letter) {
+  for (const Worker& worker : workers) worker.tell(letter);
+  std::vector<std::uint64_t> answers;
+  for (const Worker& worker : workers) answers.push_back(worker.answer().value_or(~std::uint64_t{0}));
+  return answers;
+}
+
+// SOCKALARM_ADOPTION_ROUNDS and _WATCHES make it longer: 50 and 9000 are what is promised.
+TEST(AdoptionTest, WhoeverLeavesWhileTheDaemonIsDeadIsSeen) {
+  const std::size_t rounds = from_environment("SOCKALARM_ADOPTION_ROUNDS", 3), kClients = 4;
+  const std::size_t each = from_environment("SOCKALARM_ADOPTION_WATCHES", 2000) / kClients;
+  const DaemonHome home;
+  auto daemon = std::make_unique<DaemonProcess>(home);
+  const std::vector<Worker> workers = crowds(home, kClients, each);
+  const std::vector<std::uint64_t> all(kClients, each), ones(kClients, 1);
+  for (std::size_t round = 0; round < rounds; ++round) {
+    ASSERT_EQ(ask_all(workers, 'a'), all) << "round " << round;
+    EXPECT_EQ(entries_of(home, "registry"), kClients * each);
+    daemon->kill();
+    ASSERT_EQ(ask_all(workers, 'l'), all) << "round " << round;
+    daemon = std::make_unique<DaemonProcess>(home);
+    ASSERT_TRUE(eventually([&] { return all_connected(home, kClients); })) << status_of(home);
+    EXPECT_TRUE(status_of(home)["adopted"]);
+    EXPECT_EQ(status_of(home)["connections"]["resumed"], kClients);
+    // The daemon has let them in; a moment later they know.
+    ASSERT_TRUE(eventually([&] { return ask_all(workers, '1') == ones; })) << "round " << round;
+    ASSERT_EQ(ask_all(workers, 'd'), ones);
+    ASSERT_TRUE(eventually([&] { return entries_of(home, "registry") == 0; }));
+  }
+}
+
+TEST(AdoptionTest, WhatWasArmedBeforeFiresAfterTheNewStart) {
+  const DaemonHome home;
+  auto daemon = std::make_unique<DaemonProcess>(home);
+  const std::vector<Worker> workers = crowds(home, 2, 50);
+  ASSERT_EQ(ask_all(workers, 'a'), std::vector<std::uint64_t>(2, 50));
+  for (const bool hard : {true, false}) {
+    hard ? daemon->kill() : void(daemon->stop());
+    daemon = std::make_unique<DaemonProcess>(home);
+    ASSERT_TRUE(eventually([&] { return all_connected(home, 2); }));
+  }
+  ASSERT_EQ(ask_all(workers, 'l'), std::vector<std::uint64_t>(2, 50));
+}
+
+// What is said while nobody listens is said again.
+TEST(AdoptionTest, WhoWasDismissedMeanwhileIsForgotten) {
+  const DaemonHome home;
+  auto daemon = std::make_unique<DaemonProcess>(home);
+  const Worker worker([&] {
+    struct Held {
+      explicit Held(const DaemonHome& where) : watcher(daemon_watcher(where)) {}
+      Watcher watcher;
+      Connection connection = tcp_pair();
+      std::optional<Watch> watch;
+    };
+    auto held = std::make_shared<Held>(home);
+    return [held](char letter) -> std::uint64_t {
+      if (letter == 'w') held->watch.emplace(held->watcher.watch(held->connection.ours.get()).value());
+      if (letter == 'u') held->watch.reset();
+      return held->watch && held->watch->source() == SourceKind::daemon ? 1 : 0;
+    };
+  });
+  ASSERT_EQ(worker.ask('w'), 1U);
+  daemon->kill();
+  ASSERT_EQ(worker.ask('u'), 0U);
+  EXPECT_EQ(entries_of(home, "registry"), 1U);
+  daemon = std::make_unique<DaemonProcess>(home);
+  EXPECT_TRUE(eventually([&] { return entries_of(home, "registry") == 0; }));
+  EXPECT_TRUE(eventually([&] { return all_connected(home, 1); }));
+}
+
+TEST(AdoptionTest, WhoDiedMeanwhileLeavesNothing) {
+  const DaemonHome home;
+  auto daemon = std::make_unique<DaemonProcess>(home);
+  std::vector<Worker> workers = crowds(home, 3, 100);
+  ask_all(workers, 'a');
+  daemon->kill();
+  workers.pop_back();
+  workers.pop_back();
+  daemon = std::make_unique<DaemonProcess>(home);
+  ASSERT_TRUE(eventually([&] { return all_connected(home, 1); }));
+  EXPECT_EQ(entries_of(home, "registry"), 100U);
+  EXPECT_EQ(clients_in_kernel(home), 3U);  // the client, its table, its ring
+  workers.clear();
+  EXPECT_TRUE(eventually([&] { return clients_in_kernel(home) == 0; }));
+  EXPECT_EQ(entries_of(home, "registry"), 0U);
+}
+
+// A process that was stopped, or that gave its Watcher up meanwhile.
+TEST(AdoptionTest, WhoDoesNotComeBackIsGivenUpAndMayComeAnew) {
+  const DaemonHome home;
+  const auto config = home.file("config.toml");
+  std::ofstream(config) << "grace = 1\n";
+  auto daemon = std::make_unique<DaemonProcess>(home, std::vector<std::string>{"--config", config});
+  const std::vector<Worker> workers = crowds(home, 1, 20);
+  ask_all(workers, 'a');
+  ::kill(workers[0].pid(), SIGSTOP);
+  daemon->kill();
+  daemon = std::make_unique<DaemonProcess>(home, std::vector<std::string>{"--config", config});
+  EXPECT_EQ(clients_in_kernel(home), 3U);
+  ASSERT_TRUE(eventually([&] { return clients_in_kernel(home) == 0; }));
+  ::kill(workers[0].pid(), SIGCONT);
+  ASSERT_TRUE(eventually([&] { return all_connected(home, 1); }));
+  ASSERT_TRUE(eventually([&] { return entries_of(home, "registry") == 20; }));
+  ASSERT_EQ(ask_all(workers, 'l'), std::vector<std::uint64_t>(1, 20));
+}
+
+// All that was pinned is gone, and with it what the clients had: they register everything again and look for
+// themselves what happened meanwhile.
+TEST(AdoptionTest, ClientsComeAnewToADaemonThatKnowsNothing) {
+  const DaemonHome home;
+  auto daemon = std::make_unique<DaemonProcess>(home);
+  const std::vector<Worker> workers = crowds(home, 2, 50);
+  ask_all(workers, 'a');
+  daemon->kill();
+  for (const Worker& worker : workers) ::kill(worker.pid(), SIGSTOP);
+  ASSERT_EQ(std::system((std::string(SOCKALARMD_PATH) + " --remove --bpffs " + home.bpffs()).c_str()), 0);
+  for (const Worker& worker : workers) worker.tell('l');  // the peers leave unseen
+  for (const Worker& worker : workers) ::kill(worker.pid(), SIGCONT);
+  daemon = std::make_unique<DaemonProcess>(home);
+  EXPECT_FALSE(status_of(home)["adopted"]);
+  for (const Worker& worker : workers) EXPECT_EQ(worker.answer(), 50U);
+}
+
+TEST(AdoptionTest, TwoDaemonsDoNotShare) {
+  const DaemonHome home;
+  DaemonProcess daemon(home);
+  EXPECT_THROW(DaemonProcess(home, {}, home.file("other")), std::runtime_error);
+  EXPECT_TRUE(daemon.running());
+  EXPECT_TRUE(status_of(home)["clients"].empty());
+}
+
+}  // namespace
+}  // namespace sockalarm::test

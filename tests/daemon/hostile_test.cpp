@@ -1,0 +1,427 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <sys/eventfd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <fstream>
+#include <memory>
+#include <random>
+
+#include "daemon/raw_client.h"
+
+// Clients that do what they can to harm the daemon and others.
+
+namespace sockalarm::test {
+namespace {
+
+constexpr uid_t kHostile = 65533;
+
+// Another user's honest client: one alarm after the other fires.
+class Neighbour {
+ public:
+  explicit Neighbour(const DaemonHome& home)
+      : worker_([&home] {
+          auto watcher = std::make_shared<Watcher>(daemon_watcher(home));
+          return [watcher](char letter) -> std::uint64_t {
+            std::uint64_t fired = 0;
+            const int rounds = letter == 'f' ? 20 : 1;
+            for (int i = 0; i < rounds; ++i) {
+              Connection connection = tcp_pair();
+              const auto watch = watcher->watch(connection.ours.get()).value();
+              const auto alarm = watch.arm(send_signal(SIGURG)).value();
+              connection.peer.reset();
+              if (watch.source() == SourceKind::daemon && eventually([&] { return alarm.triggered(); }))
+                ++fired;
+            }
+            return fired;
+          };
+        }) {}
+  // Does it go on? Twenty alarms by the daemon's programs.
+  bool served() const { return worker_.ask('f') == 20U; }
+  pid_t pid() const { return worker_.pid(); }
+  bool alive() const { return worker_.alive(); }
+
+ private:
+  Worker worker_;
+};
+
+class HostileTest : public testing::Test {
+ protected:
+  HostileTest() {
+    EXPECT_TRUE(neighbour_.served());
+    before_ = descriptors_of(daemon_.pid());
+  }
+  // The body runs as another user; what it answers is how many of its expectations failed.
+  void hostile(const std::function<void()>& body) {
+    Worker worker(
+        [&] {
+          return [&](char) -> std::uint64_t {
+            body();
+            return HasFailure() ? 1 : 0;
+          };
+        },
+        kHostile);
+    EXPECT_EQ(worker.ask('x'), 0U);
+    EXPECT_TRUE(neighbour_.served());
+  }
+  // Nothing is left of anybody but the neighbour, in the kernel or in the daemon.
+  ~HostileTest() override {
+    EXPECT_TRUE(daemon_.running());
+    EXPECT_TRUE(neighbour_.served());
+    EXPECT_TRUE(eventually([&] { return clients_in_kernel(home_) == 3; })) << clients_in_kernel(home_);
+    EXPECT_TRUE(eventually([&] { return entries_of(home_, "registry") == 0; }));
+    // A lane may be left for that user and for us: its epoll and its bell.
+    EXPECT_TRUE(eventually([&] { return descriptors_of(daemon_.pid()) <= before_ + 4; }))
+        << before_ << " descriptors before, now " << descriptors_of(daemon_.pid());
+    const auto status = status_of(home_);
+    for (const auto& user : status["users"]) EXPECT_NE(user["uid"], kHostile) << status;
+  }
+
+  // proc_pid_wchan(5)
+  bool a_thread_of_the_daemon_is_in(const std::string& function) const {
+    for (const auto& task :
+         std::filesystem::directory_iterator("/proc/" + std::to_string(daemon_.pid()) + "/task")) {
+      std::ifstream file(task.path() / "wchan");
+      std::string where;
+      if (file >> where && where == function) return true;
+    }
+    return false;
+  }
+
+  DaemonHome home_;
+  DaemonProcess daemon_{home_, {"--config", config()}};
+  Neighbour neighbour_{home_};
+  std::size_t before_ = 0;
+
+ private:
+  std::string config() const {
+    const std::string path = home_.file("config.toml");
+    std::ofstream(path) << "[limits]\nslots = 100\n[limits.user]\nconnections = 20\nwatches = 150\n";
+    return path;
+  }
+};
+
+TEST_F(HostileTest, WrongBeginnings) {
+  hostile([&] {
+    RawClient version(home_.socket());
+    auto hello = RawClient::hello();
+    hello.least_version = hello.version = 99;
+    version.send(hello);
+    EXPECT_EQ(version.answer(), EPROTONOSUPPORT);
+    EXPECT_TRUE(version.hung_up());
+
+    RawClient both(home_.socket());  // whoever speaks ours too is served
+    hello.least_version = 1;
+    both.send(hello);
+    const auto welcome = both.receive<ipc::Welcome>();
+    ASSERT_TRUE(welcome);
+    EXPECT_EQ(welcome->version, ipc::kVersion);
+
+    RawClient magic(home_.socket());
+    hello = RawClient::hello();
+    hello.magic ^= 1;
+    magic.send(hello);
+    EXPECT_TRUE(magic.hung_up());
+
+    RawClient early(home_.socket());
+    early.send(ipc::Unwatch{{ipc::Kind::unwatch, 1}, 1});
+    EXPECT_TRUE(early.hung_up());
+
+    RawClient resumes(home_.socket());
+    hello = RawClient::hello();
+    hello.resume = 1;
+    resumes.send(hello);
+    const UniqueFd event(::eventfd(0, EFD_CLOEXEC));
+    resumes.send(ipc::Header{ipc::Kind::table, 1}, event.get());
+    resumes.send(ipc::Header{ipc::Kind::ring, 1}, event.get());
+    EXPECT_EQ(resumes.answer(), EINVAL);
+    EXPECT_TRUE(resumes.hung_up());
+  });
+}
+
+TEST_F(HostileTest, WrongDescriptors) {
+  hostile([&] {
+    RawClient client(home_.socket());
+    ASSERT_TRUE(client.greet());
+    const Connection tcp = tcp_pair();
+    const Listener listener = listen_on(AF_INET);
+    const Connection local = unix_pair();
+    const UniqueFd udp(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    const UniqueFd file(::open("/proc/self/status", O_RDONLY | O_CLOEXEC));
+    int pipe[2];
+    ASSERT_EQ(::pipe2(pipe, O_CLOEXEC), 0);
+    EXPECT_EQ(client.watch(-1, 1, 0), EBADF);
+    EXPECT_EQ(client.watch(udp.get(), 1), EPROTONOSUPPORT);
+    EXPECT_EQ(client.watch(local.ours.get(), 1), EPROTONOSUPPORT);
+    EXPECT_EQ(client.watch(listener.fd.get(), 1), EINVAL);
+    EXPECT_EQ(client.watch(file.get(), 1), ENOTSOCK);
+    EXPECT_EQ(client.watch(pipe[0], 1), ENOTSOCK);
+    EXPECT_EQ(client.watch(client.fd(), 1), EPROTONOSUPPORT);
+    EXPECT_EQ(client.watch(tcp.ours.get(), 1, 12345), ESTALE);
+    EXPECT_EQ(client.watch(tcp.ours.get(), 0), ERANGE);
+    EXPECT_EQ(client.watch(tcp.ours.get(), 64), ERANGE);
+    EXPECT_EQ(client.watch(tcp.ours.get(), 63), 0);
+  });
+}
+
+// sendmsg(2) takes 253 at most (SCM_MAX_FD).
+TEST_F(HostileTest, ManyDescriptors) {
+  hostile([&] {
+    for (const std::size_t count : {2, 3, 253}) {
+      RawClient client(home_.socket());
+      ASSERT_TRUE(client.greet());
+      const Connection tcp = tcp_pair();
+      const std::vector<int> all(count, tcp.ours.get());
+      std::vector<char> control(CMSG_SPACE(count * sizeof(int)));
+      ipc::Watch frame{{ipc::Kind::watch, 5}, cookie_of(tcp.ours.get()), 1, 1};
+      iovec piece{&frame, sizeof frame};
+      msghdr message{};
+      message.msg_iov = &piece;
+      message.msg_iovlen = 1;
+      message.msg_control = control.data();
+      message.msg_controllen = control.size();
+      cmsghdr* const part = CMSG_FIRSTHDR(&message);
+      part->cmsg_level = SOL_SOCKET;
+      part->cmsg_type = SCM_RIGHTS;
+      part->cmsg_len = CMSG_LEN(count * sizeof(int));
+      std::memcpy(CMSG_DATA(part), all.data(), count * sizeof(int));
+      ASSERT_GT(::sendmsg(client.fd(), &message, MSG_NOSIGNAL), 0);
+      EXPECT_TRUE(client.hung_up()) << count;
+    }
+    RawClient client(home_.socket());
+    ASSERT_TRUE(client.greet());
+    const UniqueFd event(::eventfd(0, EFD_CLOEXEC));
+    client.send(ipc::Unwatch{{ipc::Kind::unwatch, 1}, 1}, event.get());
+    EXPECT_TRUE(client.hung_up());
+  });
+}
+
+TEST_F(HostileTest, RandomFrames) {
+  hostile([&] {
+    std::mt19937 random(20);  // NOLINT(cert-msc51-cpp,cert-msc32-c): the same every time
+    for (int round = 0; round < 200; ++round) {
+      RawClient client(home_.socket());
+      if (round % 2 == 0) client.greet();
+      std::vector<std::byte> frame(random() % 300);
+      for (std::byte& one : frame) one = static_cast<std::byte>(random());
+      if (frame.size() >= 4) {  // a kind that is known, more often than not
+        const auto kind = static_cast<std::uint32_t>(random() % 10);
+        std::memcpy(frame.data(), &kind, sizeof kind);
+      }
+      ipc::send_frame(client.fd(), frame);
+    }
+  });
+}
+
+// The worst that may follow is that it gets wrong events itself.
+TEST_F(HostileTest, GarbageInItsOwnMemory) {
+  hostile([&] {
+    RawClient client(home_.socket());
+    ASSERT_TRUE(client.greet());
+    std::vector<Connection> connections;
+    for (std::uint32_t slot = 1; slot < 50; ++slot) {
+      connections.push_back(tcp_pair());
+      EXPECT_EQ(client.watch(connections.back().ours.get(), slot), 0);
+    }
+    auto* const table = static_cast<std::uint64_t*>(
+        ::mmap(nullptr, 64 * 64, PROT_READ | PROT_WRITE, MAP_SHARED, client.table(), 0));
+    auto* const consumer = static_cast<std::uint64_t*>(
+        ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, client.ring(), 0));
+    ASSERT_NE(table, MAP_FAILED);
+    ASSERT_NE(consumer, MAP_FAILED);
+    EXPECT_EQ(::mmap(nullptr, 4096 * 3, PROT_READ | PROT_WRITE, MAP_SHARED, client.ring(), 4096), MAP_FAILED);
+    std::mt19937_64 random(7);  // NOLINT(cert-msc51-cpp,cert-msc32-c): the same every time
+    for (Connection& connection : connections) {
+      for (int i = 0; i < 64 * 8; ++i) __atomic_store_n(&table[i], random(), __ATOMIC_RELAXED);
+      __atomic_store_n(consumer, random(), __ATOMIC_RELAXED);
+      connection.peer.reset();
+    }
+    EXPECT_EQ(client.watch(connections.front().ours.get(), 7), 0);
+  });
+}
+
+// It names another user's process, with all that it can write, as the one to be killed.
+TEST_F(HostileTest, SignalsNobodyElse) {
+  const auto victim = static_cast<std::uint32_t>(neighbour_.pid());
+  hostile([&] {
+    RawClient client(home_.socket());
+    ASSERT_TRUE(client.greet());
+    auto* const table = static_cast<sockalarm_watch_state*>(
+        ::mmap(nullptr, 64 * 64, PROT_READ | PROT_WRITE, MAP_SHARED, client.table(), 0));
+    ASSERT_NE(table, MAP_FAILED);
+    for (std::uint32_t slot = 1; slot < 10; ++slot) {
+      Connection connection = tcp_pair();
+      sockalarm_watch_state& state = table[slot];
+      state.seen = std::uint64_t{1} << 32;
+      state.cookie = cookie_of(connection.ours.get());
+      ASSERT_EQ(client.watch(connection.ours.get(), slot), 0);
+      state.tid = slot % 2 == 0 ? victim : 1;
+      state.signal = SIGKILL;
+      __atomic_store_n(&state.control, std::uint64_t{1} << 32 | SOCKALARM_SHUT << 8 | SOCKALARM_ARMED,
+                       __ATOMIC_SEQ_CST);
+      connection.peer.reset();
+      EXPECT_TRUE(
+          eventually([&] { return (__atomic_load_n(&state.seen, __ATOMIC_SEQ_CST) & SOCKALARM_FIN) != 0; }));
+      EXPECT_EQ(__atomic_load_n(&state.control, __ATOMIC_SEQ_CST) & SOCKALARM_STATE_MASK,
+                SOCKALARM_ARMED + 0U);
+    }
+  });
+  EXPECT_TRUE(neighbour_.alive());
+}
+
+// A process that became another user's may not be signalled by what it was before: kill(2) would refuse.
+TEST_F(HostileTest, ChangingTheUserEndsDirectDelivery) {
+  Worker worker(
+      [&] {
+        auto watcher = std::make_shared<Watcher>(daemon_watcher(home_));
+        return [watcher](char letter) -> std::uint64_t {
+          if (letter == 'u') return ::setresuid(kHostile, kHostile, kHostile) == 0 ? 1 : 0;
+          const auto before = watcher->stats().fired_directly;
+          Connection connection = tcp_pair();
+          const auto watch = watcher->watch(connection.ours.get()).value();
+          const auto alarm = watch.arm(send_signal(SIGURG)).value();
+          connection.peer.reset();
+          eventually([&] { return alarm.triggered(); });
+          return watcher->stats().fired_directly - before + (alarm.triggered() ? 10 : 0);
+        };
+      },
+      0);
+  EXPECT_EQ(worker.ask('f'), status_of(home_)["task_work"] ? 11U : 10U);
+  EXPECT_EQ(worker.ask('u'), 1U);
+  EXPECT_EQ(worker.ask('f'), 10U);  // by the dispatcher
+}
+
+TEST_F(HostileTest, OthersRegistrationsAreOutOfReach) {
+  Connection shared = tcp_pair();
+  RawClient owner(home_.socket());
+  ASSERT_TRUE(owner.greet());
+  ASSERT_EQ(owner.watch(shared.ours.get(), 1), 0);
+  hostile([&] {  // it was given the socket: it may know, but take nothing away
+    RawClient client(home_.socket());
+    ASSERT_TRUE(client.greet());
+    EXPECT_EQ(client.watch(shared.ours.get(), 1), EBUSY);
+    client.send(ipc::Unwatch{{ipc::Kind::unwatch, 0}, cookie_of(shared.ours.get())});
+    EXPECT_EQ(client.watch(shared.ours.get(), 1), EBUSY);
+  });
+  EXPECT_EQ(entries_of(home_, "registry"), 1U);
+}
+
+TEST_F(HostileTest, QuotasEnd) {
+  hostile([&] {
+    RawClient client(home_.socket());
+    const auto welcome = client.greet(1'000'000);
+    ASSERT_TRUE(welcome);
+    EXPECT_EQ(welcome->slots, 100U);
+    RawClient second(home_.socket());
+    ASSERT_TRUE(second.greet());
+    std::vector<Connection> connections;
+    int refused = 0;
+    for (int i = 0; i < 160; ++i) {
+      connections.push_back(tcp_pair());
+      const int answer = (i % 2 == 0 ? client : second).watch(connections.back().ours.get(), 1);
+      EXPECT_TRUE(answer == 0 || answer == EDQUOT) << answer;
+      refused += answer == EDQUOT ? 1 : 0;
+    }
+    EXPECT_EQ(refused, 10);
+    std::vector<RawClient> many;
+    std::size_t welcomed = 0;
+    for (int i = 0; i < 30; ++i) many.emplace_back(home_.socket());
+    for (RawClient& one : many) welcomed += one.greet(0) ? 1 : 0;
+    EXPECT_EQ(welcomed, 18U);
+  });
+}
+
+TEST_F(HostileTest, AnswersThatNobodyReads) {
+  hostile([&] {
+    RawClient client(home_.socket());
+    ASSERT_TRUE(client.greet());
+    int failed = 0;
+    const auto until = std::chrono::steady_clock::now() + kPatience;
+    while (failed != EPIPE && failed != ECONNRESET && std::chrono::steady_clock::now() < until) {
+      failed = client.send(ipc::Header{ipc::Kind::status, 1});
+      if (failed == EAGAIN) std::this_thread::sleep_for(1ms);
+    }
+    EXPECT_TRUE(failed == EPIPE || failed == ECONNRESET) << failed;
+  });
+}
+
+TEST_F(HostileTest, ComingAndGoing) {
+  hostile([&] {
+    for (int i = 0; i < 2000; ++i) {
+      RawClient client(home_.socket());
+      if (i % 8 == 0) client.send(RawClient::hello());
+      if (i % 16 == 0) client.receive<ipc::Welcome>();
+      if (i % 500 == 0) {
+        EXPECT_TRUE(neighbour_.served());
+      }
+    }
+  });
+}
+
+// The daemon's close() is the last one, and the socket lingers: whose fault it is waits for it.
+TEST_F(HostileTest, ASocketThatLingersHoldsUpNobodyElse) {
+  struct Lingering {
+    explicit Lingering(const DaemonHome& home) : client(home.socket()) {}
+    void pass_it_on() {
+      const Listener listener = listen_on(AF_INET);
+      peer = connect_to(listener);
+      const UniqueFd ours = accept_from(listener);
+      const std::string text(1 << 16, 'x');
+      while (::send(ours.get(), text.data(), text.size(), MSG_DONTWAIT | MSG_NOSIGNAL) > 0) {
+      }
+      const linger hour{1, 3600};
+      ::setsockopt(ours.get(), SOL_SOCKET, SO_LINGER, &hour, sizeof hour);
+      client.send(ipc::Watch{{ipc::Kind::watch, 9}, cookie_of(ours.get()), 1, 1}, ours.get());
+    }
+    RawClient client;
+    UniqueFd peer;
+  };
+  const Worker worker(
+      [&] {
+        auto one = std::make_shared<Lingering>(home_);
+        return [one](char letter) -> std::uint64_t {
+          if (letter == 'g') return one->client.greet() ? 1 : 0;
+          if (letter == 'p') one->pass_it_on();
+          if (letter == 'e') one->peer.reset();  // with unread data: a reset, which ends the lingering
+          if (letter == 'e') return one->client.answer() == 0 ? 1 : 0;
+          pollfd entry{one->client.fd(), POLLIN, 0};
+          return ::poll(&entry, 1, 0) == 0 ? 1 : 0;  // no answer yet
+        };
+      },
+      kHostile);
+  ASSERT_EQ(worker.ask('g'), 1U);
+  daemon_.signal(SIGSTOP);
+  ASSERT_EQ(worker.ask('p'), 1U);
+  daemon_.signal(SIGCONT);
+  EXPECT_TRUE(eventually([&] { return a_thread_of_the_daemon_is_in("wait_woken"); }));
+  EXPECT_TRUE(neighbour_.served());
+  EXPECT_EQ(worker.ask('?'), 1U);  // it is still being closed
+  EXPECT_EQ(worker.ask('e'), 1U);
+}
+
+// At whatever moment: nothing is left behind (the destructor of the fixture looks).
+TEST_F(HostileTest, KilledAtAnyMoment) {
+  for (int round = 0; round < 60; ++round) {
+    Worker worker(
+        [&] {
+          return [&](char) -> std::uint64_t {
+            for (;;) {
+              const Watcher watcher = daemon_watcher(home_);
+              std::vector<Connection> connections;
+              std::vector<Watch> watches;
+              for (int i = 0; i < 10; ++i) {
+                connections.push_back(tcp_pair());
+                watches.push_back(watcher.watch(connections.back().ours.get()).value());
+              }
+            }
+          };
+        },
+        kHostile);
+    worker.tell('x');
+    std::this_thread::sleep_for(std::chrono::microseconds(round * 700));
+    worker.kill();
+  }
+}
+
+}  // namespace
+}  // namespace sockalarm::test
