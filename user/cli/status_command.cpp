@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <sockalarm/diagnostics.h>
+
+#include <iomanip>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+
+namespace sockalarm::cli {
+namespace {
+
+using Json = nlohmann::json;
+
+void print(const Json& status) {
+  const Json &limits = status["limits"], &lost = status["lost"], &connections = status["connections"];
+  std::cout << "sockalarmd " << status["version"].get<std::string>() << ", process " << status["pid"]
+            << ", up for " << status["uptime_seconds"] << " s; programs "
+            << (status["adopted"].get<bool>() ? "taken over" : "loaded") << "; signals by "
+            << (status["task_work"].get<bool>() ? "task work" : "the clients' dispatchers") << "\n";
+  std::cout << "limits: " << limits["clients"] << " clients, " << limits["watches"]
+            << " watches; for each user " << limits["user"]["connections"] << " connections, "
+            << limits["user"]["watches"] << " watches, " << limits["user"]["memory"] << " bytes\n";
+  std::cout << "records lost: " << lost["ring_full"] << " because a ring was full (swept for), "
+            << lost["stale"] << " stale, " << lost["no_client"] << " without a client\n";
+  std::cout << "connections: " << connections["accepted"] << " accepted, " << connections["resumed"]
+            << " resumed, " << connections["refused"] << " refused, " << connections["violations"]
+            << " broken off\n\n";
+  std::cout << std::right << std::setw(10) << "PID" << std::setw(8) << "UID" << std::setw(10) << "WATCHES"
+            << std::setw(10) << "SLOTS" << std::setw(10) << "RING" << "  STATE\n";
+  for (const Json& client : status["clients"])
+    std::cout << std::setw(10) << client["pid"].get<long>() << std::setw(8) << client["uid"].get<long>()
+              << std::setw(10) << client["watches"].get<long>() << std::setw(10)
+              << client["slots"].get<long>() << std::setw(10) << client["ring_bytes"].get<long>()
+              << (client["connected"].get<bool>() ? "  connected\n" : "  awaited\n");
+  std::cout << "\n"
+            << std::setw(8) << "UID" << std::setw(12) << "CONNECTIONS" << std::setw(10) << "WATCHES"
+            << std::setw(14) << "MEMORY" << "\n";
+  for (const Json& user : status["users"])
+    std::cout << std::setw(8) << user["uid"].get<long>() << std::setw(12) << user["connections"].get<long>()
+              << std::setw(10) << user["watches"].get<long>() << std::setw(14) << user["memory"].get<long>()
+              << "\n";
+}
+
+}  // namespace
+
+void add_status(CLI::App& app, Task& chosen) {
+  CLI::App* sub = app.add_subcommand("status", "Ask sockalarmd for its clients, watches, losses and quotas");
+  auto json = std::make_shared<bool>(false);
+  auto socket = std::make_shared<std::string>("/run/sockalarm/sockalarmd.sock");
+  sub->add_flag("--json", *json, "print JSON");
+  sub->add_option("--socket", *socket, "where the daemon listens (default: /run/sockalarm/sockalarmd.sock)");
+  sub->footer(
+      "Root and the daemon's own user see all clients, others their own. Exit status: 0, or 2 if no daemon "
+      "answers.\n\n"
+      "Examples:\n"
+      "  sockalarm status\n"
+      "  sockalarm status --json | jq '.clients[].watches'");
+  sub->callback([&chosen, json, socket] {
+    chosen = [json, socket] {
+      const auto text = daemon_status(*socket);
+      if (!text) {
+        std::cerr << "sockalarm: " << text.error().message() << "\n";
+        return 2;
+      }
+      const Json status = Json::parse(*text);
+      if (*json)
+        std::cout << status.dump(2) << "\n";
+      else
+        print(status);
+      return 0;
+    };
+  });
+}
+
+}  // namespace sockalarm::cli
