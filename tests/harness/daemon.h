@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
@@ -54,11 +55,18 @@ class DaemonHome {
   std::string directory_;
 };
 
+// What a service manager gives its service.
+struct ServiceSettings {
+  std::vector<std::pair<std::string, std::string>> environment;
+  int listener = -1;  // descriptor 3 there, and announced as sd_listen_fds(3) says
+};
+
 // sockalarmd as a child process.
 class DaemonProcess {
  public:
   explicit DaemonProcess(const DaemonHome& home, const std::vector<std::string>& further = {},
-                         const std::string& socket = {}) {
+                         const std::string& socket = {}, ServiceSettings settings = {})
+      : settings_(std::move(settings)) {
     std::vector<std::string> words = {SOCKALARMD_PATH, "--socket",   socket.empty() ? home.socket() : socket,
                                       "--bpffs",       home.bpffs(), "--log-level",
                                       level()};
@@ -72,6 +80,18 @@ class DaemonProcess {
   pid_t pid() const { return pid_; }
   bool running() const { return pid_ > 0 && ::waitpid(pid_, nullptr, WNOHANG) == 0; }
   void signal(int number) const { ::kill(pid_, number); }
+  // Whether it says so by sd_notify(3), now or within 20 s; counts what it said since the last call.
+  bool tells(const std::string& words) {
+    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    for (;;) {
+      if (const auto at = told_.find(words); at != std::string::npos) {
+        told_.erase(0, at + words.size());
+        return true;
+      }
+      if (std::chrono::steady_clock::now() > until) return false;
+      hear();
+    }
+  }
   // As the out-of-memory killer does.
   void kill() {
     if (pid_ <= 0) return;
@@ -97,11 +117,11 @@ class DaemonProcess {
   // Returns when it says that it is ready, by sd_notify(3).
   void start(const std::vector<std::string>& words, const std::string& notify) {
     ::unlink(notify.c_str());
-    const UniqueFd listener(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    notify_ = UniqueFd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     notify.copy(address.sun_path, sizeof address.sun_path - 1);
-    require(::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0, "bind");
+    require(::bind(notify_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0, "bind");
     std::vector<char*> arguments;
     for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
     arguments.push_back(nullptr);
@@ -109,22 +129,36 @@ class DaemonProcess {
     require(pid_ >= 0, "fork");
     if (pid_ == 0) {
       ::setenv("NOTIFY_SOCKET", notify.c_str(), 1);
+      for (const auto& [name, value] : settings_.environment) ::setenv(name.c_str(), value.c_str(), 1);
+      if (settings_.listener >= 0) {
+        if (settings_.listener == 3)
+          ::fcntl(3, F_SETFD, 0);
+        else
+          ::dup2(settings_.listener, 3);
+        ::setenv("LISTEN_FDS", "1", 1);
+        ::setenv("LISTEN_PID", std::to_string(::getpid()).c_str(), 1);
+      }
       ::execv(arguments.front(), arguments.data());
       ::_exit(127);
     }
-    for (std::string all; all.find("READY=1") == std::string::npos;) {
-      pollfd entry{listener.get(), POLLIN, 0};
-      require(::poll(&entry, 1, 30) >= 0, "poll");
-      char text[256];
-      const ssize_t n = ::recv(listener.get(), text, sizeof text, MSG_DONTWAIT);
-      if (n > 0) all.append(text, static_cast<std::size_t>(n));
-      if (n <= 0 && ::waitpid(pid_, nullptr, WNOHANG) != 0) {
+    while (told_.find("READY=1") == std::string::npos)
+      if (!hear() && ::waitpid(pid_, nullptr, WNOHANG) != 0) {
         pid_ = 0;
         throw std::runtime_error("sockalarmd has ended instead of getting ready");
       }
-    }
+  }
+  bool hear() {
+    pollfd entry{notify_.get(), POLLIN, 0};
+    require(::poll(&entry, 1, 30) >= 0, "poll");
+    char text[256];
+    const ssize_t n = ::recv(notify_.get(), text, sizeof text, MSG_DONTWAIT);
+    if (n > 0) told_.append(text, static_cast<std::size_t>(n)).append("\n");
+    return n > 0;
   }
 
+  const ServiceSettings settings_;
+  UniqueFd notify_;
+  std::string told_;
   pid_t pid_ = 0;
 };
 

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <sys/stat.h>
+
+#include <fstream>
+
+#include "daemon/raw_client.h"
+
+// Between sockalarmd and a service manager.
+
+namespace sockalarm::test {
+namespace {
+
+class ServiceTest : public testing::Test {
+ protected:
+  std::string configure(const std::string& text) const {
+    const std::string path = home_.file("config.toml");
+    std::ofstream(path) << text;
+    return path;
+  }
+  std::size_t connections_granted(std::size_t wanted) const {
+    std::vector<RawClient> clients;
+    std::size_t granted = 0;
+    for (std::size_t i = 0; i < wanted; ++i) {
+      clients.emplace_back(home_.socket());
+      granted += clients.back().greet(2) ? 1 : 0;
+    }
+    return granted;
+  }
+  nlohmann::json user_limits() const { return status_of(home_)["limits"]["user"]; }
+
+  DaemonHome home_;
+};
+
+// RELOADING with the time, then READY: Type=notify-reload of systemd.service(5) asks for that.
+TEST_F(ServiceTest, ReloadsItsConfiguration) {
+  const auto config = configure("[limits.user]\nconnections = 3\n");
+  DaemonProcess daemon(home_, {"--config", config});
+  ASSERT_TRUE(daemon.tells("READY=1"));
+  RawClient kept(home_.socket());  // from before
+  ASSERT_TRUE(kept.greet());
+  const Connection tcp = tcp_pair();
+  ASSERT_EQ(kept.watch(tcp.ours.get(), 1), 0);
+  EXPECT_EQ(user_limits()["connections"], 3);
+  EXPECT_TRUE(eventually([&] { return connections_granted(5) == 2; }));
+
+  configure("[limits.user]\nconnections = 5\nwatches = 1\n");
+  daemon.signal(SIGHUP);
+  ASSERT_TRUE(daemon.tells("RELOADING=1\nMONOTONIC_USEC="));
+  ASSERT_TRUE(daemon.tells("READY=1"));
+  EXPECT_EQ(user_limits()["connections"], 5);
+  const Connection more = tcp_pair();
+  EXPECT_EQ(kept.watch(more.ours.get(), 2), EDQUOT);
+  EXPECT_EQ(entries_of(home_, "registry"), 1U);  // what it has it keeps
+  EXPECT_TRUE(eventually([&] { return connections_granted(6) == 4; }));
+}
+
+TEST_F(ServiceTest, KeepsItsConfigurationIfTheNewOneIsWrong) {
+  const auto config = configure("[limits.user]\nconnections = 3\n");
+  DaemonProcess daemon(home_, {"--config", config});
+  ASSERT_TRUE(daemon.tells("READY=1"));
+  for (const char* wrong : {"[limits.user]\nconnections = 0\n", "[limits\n", "connections = 7\n"}) {
+    configure(wrong);
+    daemon.signal(SIGHUP);
+    ASSERT_TRUE(daemon.tells("RELOADING=1"));
+    ASSERT_TRUE(daemon.tells("READY=1"));
+    EXPECT_EQ(user_limits()["connections"], 3) << wrong;
+  }
+  EXPECT_TRUE(daemon.running());
+}
+
+// Who connects before there is a daemon, or while there is none, waits in the queue of the socket.
+TEST_F(ServiceTest, IsActivatedByItsSocket) {
+  UniqueFd listener(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  sockaddr_un name{};
+  name.sun_family = AF_UNIX;
+  home_.socket().copy(name.sun_path, sizeof name.sun_path - 1);
+  ASSERT_EQ(::bind(listener.get(), reinterpret_cast<const sockaddr*>(&name), sizeof name), 0);
+  ASSERT_EQ(::listen(listener.get(), 16), 0);
+  RawClient early(home_.socket());
+  early.send(RawClient::hello());
+  // Not what it would listen at by itself.
+  auto daemon = std::make_unique<DaemonProcess>(home_, std::vector<std::string>{}, home_.file("other"),
+                                                ServiceSettings{{}, listener.get()});
+  EXPECT_TRUE(early.receive<ipc::Welcome>());
+  EXPECT_NE(::access(home_.file("other").c_str(), F_OK), 0);
+  EXPECT_EQ(daemon->stop(), 0);
+  RawClient between(home_.socket());
+  between.send(RawClient::hello());
+  daemon = std::make_unique<DaemonProcess>(home_, std::vector<std::string>{}, home_.file("other"),
+                                           ServiceSettings{{}, listener.get()});
+  EXPECT_TRUE(between.receive<ipc::Welcome>());
+  EXPECT_TRUE(status_of(home_)["adopted"]);
+}
+
+TEST_F(ServiceTest, RefusesToBeActivatedByAnythingElse) {
+  const UniqueFd stream(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  EXPECT_THROW(DaemonProcess(home_, {}, {}, ServiceSettings{{}, stream.get()}), std::runtime_error);
+}
+
+TEST_F(ServiceTest, FeedsTheWatchdogUntilItEnds) {
+  const ServiceSettings settings{{{"WATCHDOG_USEC", "40000"}}, -1};
+  DaemonProcess daemon(home_, {}, {}, settings);
+  ASSERT_TRUE(daemon.tells("READY=1"));
+  for (int i = 0; i < 5; ++i) ASSERT_TRUE(daemon.tells("WATCHDOG=1"));
+  daemon.signal(SIGTERM);
+  EXPECT_TRUE(daemon.tells("STOPPING=1"));
+  EXPECT_EQ(daemon.stop(), 0);
+}
+
+}  // namespace
+}  // namespace sockalarm::test
