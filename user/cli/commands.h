@@ -16,6 +16,7 @@ void add_run(CLI::App& app, Task& chosen, const std::vector<std::string>& comman
 void add_doctor(CLI::App& app, Task& chosen);
 void add_fds(CLI::App& app, Task& chosen);
 void add_status(CLI::App& app, Task& chosen);
+void add_watch(CLI::App& app, Task& chosen);
 void add_completion(CLI::App& app, Task& chosen);
 
 // For anything that fails before the subcommand could do its work; timeout(1) uses the same number.

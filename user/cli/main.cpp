@@ -49,10 +49,11 @@ int run(int argc, char** argv) {
   add_doctor(app, chosen);
   add_fds(app, chosen);
   add_status(app, chosen);
+  add_watch(app, chosen);
   add_completion(app, chosen);
   if (!words.ours.empty() && is_unknown_subcommand(app, words.ours.back())) {
     std::cerr << "sockalarm: unknown subcommand '" << words.ours.back()
-              << "'; expected run, doctor, fds, status or completion (sockalarm --help)\n";
+              << "'; expected run, doctor, fds, status, watch or completion (sockalarm --help)\n";
     return kExitFailed;
   }
   try {
