@@ -58,6 +58,13 @@ endforeach()
 
 if(TARGET sockalarmd)
   install(TARGETS sockalarmd RUNTIME DESTINATION ${CMAKE_INSTALL_SBINDIR})
+  install(FILES docs/man/sockalarmd.8 DESTINATION ${CMAKE_INSTALL_MANDIR}/man8)
+  install(FILES user/daemon/systemd/sockalarm.sysusers DESTINATION lib/sysusers.d RENAME sockalarm.conf)
+  # At install time, so that `cmake --install --prefix` counts.
+  install(CODE "set(SBINDIR \"\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_SBINDIR}\")
+                configure_file(\"${CMAKE_CURRENT_SOURCE_DIR}/user/daemon/systemd/sockalarmd.service.in\" \"${CMAKE_CURRENT_BINARY_DIR}/sockalarmd.service\" @ONLY)")
+  install(FILES ${CMAKE_CURRENT_BINARY_DIR}/sockalarmd.service user/daemon/systemd/sockalarmd.socket
+                user/daemon/systemd/run-sockalarm-bpf.mount DESTINATION lib/systemd/system)
 endif()
 if(SOCKALARM_TOOLS)
   install(TARGETS sockalarm_cli)

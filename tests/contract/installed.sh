@@ -51,4 +51,17 @@ done
 if [ -f "$PKG_CONFIG_PATH/sockalarm-request.pc" ]; then
   by_pkg_config sockalarm-request request.cpp
 fi
+if [ -x "$work/prefix/sbin/sockalarmd" ]; then
+  "$work/prefix/sbin/sockalarmd" --version
+  units=$work/prefix/lib/systemd/system
+  grep -qx "ExecStart=$work/prefix/sbin/sockalarmd --bpffs /run/sockalarm/bpf/pins" "$units/sockalarmd.service"
+  ls "$units/sockalarmd.socket" "$units/run-sockalarm-bpf.mount" "$work/prefix/lib/sysusers.d/sockalarm.conf" >>"$work/log"
+  man --warnings -l "$(find "$work/prefix" -name sockalarmd.8)" 2>&1 >/dev/null | (! grep .)
+  if command -v systemd-analyze >/dev/null; then
+    # What does not hold any more in the unit is found by systemd itself; nothing is started.
+    SYSTEMD_UNIT_PATH="$units:" systemd-analyze verify --man=no "$units/sockalarmd.service" 2>&1 | (! grep sockalarm)
+    # docs/daemon.md explains what remains; 12 is 1.2.
+    systemd-analyze security --offline=yes --threshold=12 "$units/sockalarmd.service" >>"$work/log"
+  fi
+fi
 if [ -x "$work/prefix/bin/sockalarm" ]; then "$work/prefix/bin/sockalarm" --version; fi
