@@ -409,9 +409,13 @@ TEST_F(HostileTest, KilledAtAnyMoment) {
               const Watcher watcher = daemon_watcher(home_);
               std::vector<Connection> connections;
               std::vector<Watch> watches;
+              std::vector<Alarm> alarms;
               for (int i = 0; i < 10; ++i) {
                 connections.push_back(tcp_pair());
                 watches.push_back(watcher.watch(connections.back().ours.get()).value());
+                alarms.push_back(
+                    watches.back().arm(send_signal(SIGURG), {.on = events::shut | events::eof}).value());
+                if (i % 2 == 0) connections.back().peer.reset();
               }
             }
           };
