@@ -249,6 +249,33 @@ def loading(results, _):
     return text + reasons(rows)
 
 
+def daemon(results, _):
+    rows, settings = rows_of(results, "daemon"), settings_of(results, "daemon")
+    many = rows.get("many_watches")
+    steps = {
+        "connect": "connecting (without sockalarm)",
+        "watch": "watching",
+        "arm": "arming",
+        "fire": "closing by the peers, firing",
+        "drop": "cancelling, unwatching, closing",
+    }
+    text = words.DAEMON.format(clients=settings.get("clients", 0), each=settings.get("each", 0))
+    lines = [[what, *cells(many, f"{key}_us_per_watch", f"{key}_daemon_cpu_us_per_watch")] for key, what in steps.items()]
+    text += table(["µs per watch", "from start to end", "processor time of sockalarmd"], lines)
+    sizes = {
+        "client_bytes_per_watch": "client, per watch",
+        "client_bytes_per_armed_watch": "client, per watch with an armed alarm",
+        "table_bytes_per_watch": "shared table",
+        "daemon_bytes_per_watch": "sockalarmd",
+        "registry_bytes_per_place": "kernel registry, per watch that there is room for",
+    }
+    text += table(["memory", "bytes"], [[what, cell(many, key)] for key, what in sizes.items()])
+    header = ["an alarm of a client", "p50 µs", "p90 µs", "p50 of alone", "p90 of alone", "p50 of busy", "p90 of busy"]
+    keys = ["p50_us", "p90_us", "p50_to_alone", "p90_to_alone", "p50_to_burner", "p90_to_burner"]
+    names = {"alone": "alone", "beside_a_burner": "beside a busy process", "beside_a_hammer": "beside a hostile client"}
+    return text + table(header, [[what, *cells(rows.get(name), *keys)] for name, what in names.items()]) + reasons(rows)
+
+
 def ancestor(results, _):
     row = rows_of(results, "io_socketalarm").get("io_socketalarm", {"not_available": "not measured"})
     if "not_available" in row:
@@ -286,6 +313,7 @@ PARTS = {
     "unwatched": unwatched,
     "memory": memory,
     "load": loading,
+    "daemon": daemon,
     "io_socketalarm": ancestor,
 }
 

@@ -32,6 +32,7 @@ EXPECTED = {
     "unwatched": ["fin", "reset"],
     "memory": ["kernel", "epoll", "poll"],
     "load": ["kernel", "epoll", "poll"],
+    "daemon": ["many_watches", "alone", "beside_a_burner", "beside_a_hammer"],
     "machine_code": ["peer", "value", "decision"],
     "io_socketalarm": ["io_socketalarm"],
 }

@@ -31,6 +31,14 @@ What a request scope adds to a handler that does nothing, in nanoseconds: with i
 token and have a limit of 2 s. No system call is made, since none of the limits is earlier than the timer that is set.
 """
 
+DAEMON = """## sockalarmd
+
+{clients} clients with {each} connections each, both ends, through one daemon; from start to end over all of them, divided
+by their number. And what an honest client notices of a hostile one: from the peer's close() to the signal handler, while a
+process of another user hammers at the daemon (connecting, watching, asking, breaking the protocol), and beside one that
+only uses a processor.
+"""
+
 MACHINE_CODE = """
 The machine code: of a `Peer`, which holds the address and may stay in a register, and of a Watch given by reference, where
 one load fetches the address from the Watch and the other the word in shared memory.
