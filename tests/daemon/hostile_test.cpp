@@ -399,6 +399,36 @@ TEST_F(HostileTest, ASocketThatLingersHoldsUpNobodyElse) {
   EXPECT_EQ(worker.ask('e'), 1U);
 }
 
+// Each time the kernel would patch code that all processors run, and hold them up for it.
+TEST_F(HostileTest, CannotAttachAndDetachOverAndOver) {
+  const auto link = [&]() -> std::uint32_t {
+    const UniqueFd fd(::bpf_obj_get((home_.bpffs() + "/v1/link_on_read").c_str()));
+    bpf_link_info info{};
+    std::uint32_t length = sizeof info;
+    return fd && ::bpf_obj_get_info_by_fd(fd.get(), &info, &length) == 0 ? info.id : 0;
+  };
+  EXPECT_EQ(link(), 0U);
+  RawClient client(home_.socket());
+  ASSERT_TRUE(client.greet());
+  const auto ask = [&](std::uint32_t on) {
+    client.send(ipc::Reads{{ipc::Kind::reads, 7}, on, 0});
+    return client.answer();
+  };
+  ASSERT_EQ(ask(1), 0);
+  const std::uint32_t first = link();
+  EXPECT_NE(first, 0U);
+  for (int i = 0; i < 50; ++i) {
+    ASSERT_EQ(ask(0), 0);
+    ASSERT_EQ(ask(1), 0);
+  }
+  EXPECT_EQ(link(), first);
+  ASSERT_EQ(ask(0), 0);
+  EXPECT_TRUE(eventually([&] { return link() == 0; }));  // but it does not stay for good
+  ASSERT_EQ(ask(1), 0);
+  EXPECT_NE(link(), 0U);
+  EXPECT_NE(link(), first);
+}
+
 // At whatever moment: nothing is left behind (the destructor of the fixture looks).
 TEST_F(HostileTest, KilledAtAnyMoment) {
   for (int round = 0; round < 60; ++round) {

@@ -7,6 +7,7 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -83,6 +84,8 @@ bool is_ring(const MapFacts& facts) noexcept {
 Result<std::unique_ptr<KernelSide>> KernelSide::open(const std::string& directory, Sizes sizes) {
   std::unique_ptr<KernelSide> side(new KernelSide(directory));
   if (auto ok = side->lock(); !ok) return fail(ok.error());
+  side->idle_ = UniqueFd(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
+  if (!side->idle_) return fail(Error::from_errno(errno, "timerfd_create()"));
   side->adopted_ = ::access(side->pinned("").c_str(), F_OK) == 0;
   if (!side->adopted_)
     if (auto ok = side->load(sizes); !ok) return fail(ok.error());
@@ -268,7 +271,19 @@ Result<void> KernelSide::wait_for_reads(std::uint32_t index, bool on) {
   if (bpf_map_update_elem(clients_.get(), &index, &*facts, BPF_ANY) != 0)
     return fail(explain(errno, "writing the list of clients", ""));
   readers_ += on ? 1 : std::size_t(-1);
-  return set_reads(readers_ > 0);
+  if (readers_ == 0 && reads_) {
+    const itimerspec second{{0, 0}, {1, 0}};
+    ::timerfd_settime(idle_.get(), 0, &second, nullptr);
+  }
+  return {};
+}
+
+void KernelSide::detach_idle() noexcept {
+  std::uint64_t expirations = 0;
+  [[maybe_unused]] const ssize_t n = ::read(idle_.get(), &expirations, sizeof expirations);
+  const std::lock_guard lock(mutex_);
+  if (readers_ == 0) [[maybe_unused]]
+    auto detached = set_reads(false);
 }
 
 // With the mutex held.

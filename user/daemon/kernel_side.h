@@ -54,8 +54,11 @@ class KernelSide {
   void unwatch(std::uint64_t cookie) noexcept;
 
   // Whether that client waits for eof with data pending; the program on the receive path is attached while
-  // one does.
+  // one does, and for a second after. Attaching and detaching holds up all processors for a moment: who asks
+  // for it over and over must not slow others down.
   Result<void> wait_for_reads(std::uint32_t index, bool on);
+  int idle() const noexcept { return idle_.get(); }  // lent: readable when detach_idle() is to be called
+  void detach_idle() noexcept;
 
   std::array<std::uint64_t, kLostCauses> lost() const;
   // Runs of the program on the state changes that the kernel left out since it was loaded.
@@ -78,6 +81,7 @@ class KernelSide {
   UniqueFd lock_;
   bool adopted_ = false;
   Sizes sizes_{};
+  UniqueFd idle_;  // timerfd(2)
   UniqueFd registry_, watch_tables_, event_rings_, clients_, lost_, introduce_, on_read_, on_set_state_;
   std::mutex mutex_;         // what follows
   std::vector<bool> taken_;  // indices

@@ -174,12 +174,14 @@ Result<void> Server::run(const std::string& config_path) {
   spdlog::info("ready: {} tells of up to {} sockets of {} clients", config_.socket,
                shared_.kernel.sizes().sockets, shared_.kernel.sizes().clients);
   for (;;) {
-    std::array<pollfd, 2> entries{{{listener_.get(), POLLIN, 0}, {signal_fd.get(), POLLIN, 0}}};
+    std::array<pollfd, 3> entries{
+        {{listener_.get(), POLLIN, 0}, {signal_fd.get(), POLLIN, 0}, {shared_.kernel.idle(), POLLIN, 0}}};
     const int count =
         ::poll(entries.data(), entries.size(), watchdog ? static_cast<int>(watchdog->count()) : -1);
     if (count < 0 && errno != EINTR) return fail(Error::from_errno(errno, "poll()"));
     if (watchdog) service::alive();
     if (count > 0 && entries[0].revents != 0) accept_all();
+    if (count > 0 && entries[2].revents != 0) shared_.kernel.detach_idle();
     if (count > 0 && entries[1].revents != 0) {
       const int number = next_signal(signal_fd);
       if (number == SIGHUP) {
