@@ -27,4 +27,5 @@
 #include <sockalarm/event.h>
 #include <sockalarm/fd_channel.h>
 #include <sockalarm/result.h>
+#include <sockalarm/time_slice.h>
 #include <sockalarm/watcher.h>

@@ -23,6 +23,7 @@ namespace {
 
 constexpr int kHogs = 8;
 constexpr int kPriority = 50;
+constexpr std::chrono::microseconds kShortSlice{100};
 constexpr std::size_t kRoundsPerBatch = 10;
 constexpr const char* kBaseline = "epoll_thread";
 
@@ -97,6 +98,7 @@ struct Entry {
   std::string name;
   std::unique_ptr<Contender> contender;
   std::string why_not;
+  bool short_slice = false;  // of the target
   std::vector<double> us;
   std::uint64_t missed = 0;
   Stats before;
@@ -112,6 +114,22 @@ void add(std::vector<Entry>& all, const std::string& name,
     entry.why_not = error.what();
   }
   all.push_back(std::move(entry));
+}
+
+// The turns of this thread, which is the target; threads that it starts have them too.
+void set_slice(std::chrono::nanoseconds slice) {
+  if (auto set = set_time_slice(slice); !set) throw std::runtime_error(set.error().message());
+}
+
+void add_with_short_slice(std::vector<Entry>& all, const std::string& name,
+                          const std::function<std::unique_ptr<Contender>()>& make) {
+  add(all, name, [&] {
+    set_slice(kShortSlice);
+    auto made = make();
+    set_slice({});
+    return made;
+  });
+  all.back().short_slice = true;
 }
 
 std::unique_ptr<Contender> sockalarm_contender(SourceKind source, Delivery delivery, int priority = 0) {
@@ -153,23 +171,33 @@ std::vector<Entry> make_contenders() {
   add(all, "sockalarm_sigio", [] { return sockalarm_contender(SourceKind::kernel, Delivery::sigio); });
   add(all, "sockalarm_sigio_on_epoll",
       [] { return sockalarm_contender(SourceKind::epoll, Delivery::sigio); });
+  add_with_short_slice(all, "sockalarm_task_work_slice",
+                       [] { return sockalarm_contender(SourceKind::kernel, Delivery::task_work); });
+  add_with_short_slice(all, "sockalarm_sigio_slice",
+                       [] { return sockalarm_contender(SourceKind::kernel, Delivery::sigio); });
+  add_with_short_slice(all, "sockalarm_dispatcher_slice",
+                       [] { return sockalarm_contender(SourceKind::kernel, Delivery::dispatcher); });
   add(all, kBaseline, [] { return thread_contender(epoll_thread); });
   add(all, "epoll_thread_fifo", [] { return thread_contender(epoll_thread, kPriority); });
+  add_with_short_slice(all, "epoll_thread_slice", [] { return thread_contender(epoll_thread); });
   add(all, "poll_thread", [] { return thread_contender(poll_thread); });
   add(all, "io_uring_thread", [] { return thread_contender(uring_thread); });
   add(all, "plain_f_setsig", [] { return std::make_unique<SigioByHand>(); });
+  add_with_short_slice(all, "plain_f_setsig_slice", [] { return std::make_unique<SigioByHand>(); });
   return all;
 }
 
 void take_sample(Entry& entry, std::size_t index, std::size_t connection, Peer& peer, Target& target,
                  const OtherThreads& threads, std::uint32_t delay_us, bool stay_busy) {
   target.get_ready();
+  if (entry.short_slice) set_slice(kShortSlice);
   entry.contender->arm(index);
   threads.await_asleep();
   peer.close_later(0, connection, delay_us, stay_busy);
   const std::int64_t at = target.wait();
   peer.be_idle();
   entry.contender->disarm(index);
+  if (entry.short_slice) set_slice({});
   if (at != 0)
     entry.us.push_back(microseconds(at - peer.closed_at()));
   else
@@ -255,7 +283,8 @@ Json measure(const Settings& settings) {
            {{"hogs", kHogs},
             {"samples_idle", idle},
             {"samples_loaded", loaded},
-            {"realtime_priority", kPriority}}},
+            {"realtime_priority", kPriority},
+            {"short_slice_us", kShortSlice.count()}}},
           {"rows", rows}};
 }
 

@@ -14,9 +14,12 @@ set key below
 COLOURS = ["#1b6ca8", "#4fa3d1", "#0b3954", "#7a9e7e", "#c8553d", "#e9a03b", "#8d6a9f", "#555555", "#999999"]
 NAMES = {
     "sockalarm_task_work": "sockalarm, task work",
+    "sockalarm_task_work_slice": "sockalarm, task work, short slice",
     "sockalarm_sigio": "sockalarm, sigio",
+    "sockalarm_sigio_slice": "sockalarm, sigio, short slice",
     "sockalarm_sigio_on_epoll": "sockalarm on epoll, sigio",
     "sockalarm_dispatcher": "sockalarm, dispatcher",
+    "sockalarm_dispatcher_slice": "sockalarm, dispatcher, short slice",
     "sockalarm_dispatcher_fifo": "sockalarm, dispatcher, SCHED_FIFO",
     "sockalarm_sleep": "sockalarm, sleep",
     "sockalarm_adaptive": "sockalarm, adaptive",
@@ -24,9 +27,11 @@ NAMES = {
     "sockalarm_on_epoll": "sockalarm on epoll, sleep",
     "epoll_thread": "epoll thread",
     "epoll_thread_fifo": "epoll thread, SCHED_FIFO",
+    "epoll_thread_slice": "epoll thread, short slices",
     "poll_thread": "poll thread",
     "io_uring_thread": "io_uring thread",
     "plain_f_setsig": "F_SETSIG by hand",
+    "plain_f_setsig_slice": "F_SETSIG by hand, short slice",
 }
 
 
@@ -94,6 +99,8 @@ plot $data using (0.1):0:(0.1):2:($0-0.35):($0+0.35):5:ytic(1) with boxxyerror f
 
 def direct(results, path):
     order = [
+        "sockalarm_task_work_slice",
+        "sockalarm_sigio_slice",
         "sockalarm_task_work",
         "sockalarm_sigio",
         "sockalarm_sigio_on_epoll",
@@ -102,6 +109,7 @@ def direct(results, path):
         "plain_f_setsig",
         "epoll_thread",
         "epoll_thread_fifo",
+        "epoll_thread_slice",
         "poll_thread",
         "io_uring_thread",
     ]

@@ -68,19 +68,19 @@ TARGETS = [
     ),
     (
         "task_work_loaded",
-        "task work to an epoll thread, 8 hogs, p90",
+        "task work in a thread of short slices to an epoll thread, 8 hogs, p90",
         "of it",
         "<=",
         0.4,
-        ("direct", "rows", "loaded", "sockalarm_task_work", "p90_to_epoll"),
+        ("direct", "rows", "loaded", "sockalarm_task_work_slice", "p90_to_epoll"),
     ),
     (
         "sigio_loaded",
-        "sigio to an epoll thread, 8 hogs, p90",
+        "sigio in a thread of short slices to an epoll thread, 8 hogs, p90",
         "of it",
         "<=",
         0.4,
-        ("direct", "rows", "loaded", "sockalarm_sigio", "p90_to_epoll"),
+        ("direct", "rows", "loaded", "sockalarm_sigio_slice", "p90_to_epoll"),
     ),
     *[
         (
@@ -92,7 +92,12 @@ TARGETS = [
             ("direct", "rows", load, f"sockalarm_{way}", "missed"),
         )
         for load in ("idle", "loaded")
-        for way, words in (("task_work", "task work"), ("sigio", "sigio"))
+        for way, words in (
+            ("task_work", "task work"),
+            ("sigio", "sigio"),
+            ("task_work_slice", "task work, short slices"),
+            ("sigio_slice", "sigio, short slices"),
+        )
     ],
     (
         "spin_callback",

@@ -49,7 +49,8 @@ DIRECT = """## A signal to a blocked thread
 A peer in another process closes its connection; the time counts from just before its `close()` to the first instruction of
 the signal handler of a thread that is blocked in `recv()`. *Directly*: the share of the signals that the kernel sent
 without the background thread. *Missed*: signals that did not come within ten seconds. The epoll thread, which the ratios
-refer to, waits with EPOLLONESHOT and sends the signal by `tgkill`; so do the poll and the io_uring thread.
+refer to, waits with EPOLLONESHOT and sends the signal by `tgkill`; so do the poll and the io_uring thread. *Short slice*:
+the thread that is to be reached has called `set_time_slice(100us)`, and so has the epoll thread of that name.
 
 Under load it matters what the CPU does on which the FIN was processed. A FIN from another host comes in an interrupt, and
 the CPU goes on with what it did: so in the first of the two tables the process that closed goes on computing until the

@@ -9,9 +9,12 @@
 
 #include "core/action_impl.h"
 #include "core/alarm_record.h"
+#include "core/time_slice.h"
 
 namespace sockalarm::detail {
 namespace {
+
+constexpr std::chrono::microseconds kSlice{100};  // the shortest one that the kernel knows
 
 // Tells the processor that this is a loop that waits.
 void relax() noexcept {
@@ -44,6 +47,7 @@ Result<void> Dispatcher::start(std::shared_ptr<void> owner, NewsHandler on_news)
 
 Result<void> Dispatcher::make_realtime([[maybe_unused]] int priority) {
 #if SOCKALARM_LINUX
+  has_slice_.wait(false);  // asking for a slice would take the priority away
   const sched_param parameters{priority};
   const int failed =
       ::pthread_setschedparam(thread_.native_handle(), SCHED_FIFO | SCHED_RESET_ON_FORK, &parameters);
@@ -123,6 +127,10 @@ void Dispatcher::loop(const NewsHandler& on_news) {
 #if SOCKALARM_LINUX
   ::pthread_setname_np(::pthread_self(), "sockalarm");
 #endif
+  // On a busy machine news must not wait for the end of somebody's turn; without it they only come later.
+  [[maybe_unused]] const auto granted = set_time_slice(kSlice, Heirs::none);
+  has_slice_.store(true);
+  has_slice_.notify_all();
   std::vector<News> news;
   last_news_ = Clock::now();
   while (!stopped()) {

@@ -106,6 +106,7 @@ class Dispatcher {
   std::thread thread_;
   std::atomic<std::thread::id> thread_id_{};
   std::atomic<bool> stopping_{false};
+  std::atomic<bool> has_slice_{false};  // set once by the thread, as far as the kernel lets it
   std::atomic<std::uint64_t> actions_run_{0}, actions_failed_{0}, wakeups_{0};
 
   std::mutex mutex_;  // the rest
