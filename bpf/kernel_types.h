@@ -69,6 +69,8 @@ enum { SOCK_DEAD = 0 }; /* a bit of skc_flags; the first of enum sock_flags (inc
 enum { PF_EXITING = 4 }; /* include/linux/sched.h */
 
 /* include/uapi/asm-generic/errno.h, the ones that name an event of their own */
+enum { CLOCK_MONOTONIC = 1 }; /* include/uapi/linux/time.h */
+
 enum { ESRCH = 3, EPIPE = 32, ECONNRESET = 104, ETIMEDOUT = 110, ECONNREFUSED = 111 };
 
 #endif

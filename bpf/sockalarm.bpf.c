@@ -68,6 +68,13 @@ struct {
   __type(value, __u64);
 } lost SEC(".maps");
 
+struct {
+  __uint(type, BPF_MAP_TYPE_ARRAY);
+  __uint(max_entries, 1);
+  __type(key, __u32);
+  __type(value, struct sockalarm_late_wake);
+} late_wakes SEC(".maps");
+
 struct news {
   __u64 cookie;
   __u32 events;
@@ -156,11 +163,41 @@ static __always_inline struct sockalarm_table_header* header_of(const struct pla
   return table ? bpf_map_lookup_elem(table, &slot) : 0;
 }
 
-static __always_inline void push(const struct place* place, const struct news* news, __u64 now, __u8 direct) {
+// Though the reader has not caught up.
+static __always_inline void wake_reader(void* ring) {
+  void* nothing = bpf_ringbuf_reserve(ring, 8, 0);  // a full ring has woken its reader while it filled up
+  if (nothing) bpf_ringbuf_discard(nothing, BPF_RB_FORCE_WAKEUP);
+}
+
+static int late_wake(void* map, __u32* client, struct sockalarm_late_wake* late) {
+  __u32 index = *client;
+  __sync_lock_test_and_set(&late->started, 0);
+  __sync_lock_test_and_set(&late->unread, 0);
+  void* ring = bpf_map_lookup_elem(&event_rings, &index);
+  if (ring) wake_reader(ring);
+  return 0;
+}
+
+// False: no timer is to be had (out of memory).
+static __always_inline int wake_later(struct sockalarm_late_wake* late) {
+  if (__sync_lock_test_and_set(&late->started, 1)) return 1;
+  bpf_timer_init(&late->timer, &late_wakes, CLOCK_MONOTONIC);  // -EBUSY: it was before
+  bpf_timer_set_callback(&late->timer, late_wake);
+  if (!bpf_timer_start(&late->timer, SOCKALARM_LATE_NS, 0)) return 1;
+  __sync_lock_test_and_set(&late->started, 0);
+  return 0;
+}
+
+// `late`: the reader need not know at once. A ring that fills up wakes it all the same.
+static __always_inline void push(const struct place* place, const struct news* news, __u64 now, __u8 direct,
+                                 int late) {
   __u32 client = place->client;
   void* ring = bpf_map_lookup_elem(&event_rings, &client);
   struct sockalarm_table_header* header = header_of(place);
-  if (!ring || !header) return count_lost(SOCKALARM_LOST_NO_CLIENT);
+  struct sockalarm_late_wake* later = bpf_map_lookup_elem(&late_wakes, &client);
+  if (!ring || !header || !later) return count_lost(SOCKALARM_LOST_NO_CLIENT);
+  late = late && bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) < bpf_ringbuf_query(ring, BPF_RB_RING_SIZE) / 4;
+  if (late) __sync_lock_test_and_set(&later->unread, 1);
 
   struct sockalarm_record* record = bpf_ringbuf_reserve(ring, sizeof *record, 0);
   if (!record) {
@@ -184,7 +221,11 @@ static __always_inline void push(const struct place* place, const struct news* n
   // barrier.
   __u64 before = __sync_fetch_and_add(&header->records, 1);
   __u32 looking = *(volatile __u32*)&header->looking;
-  bpf_ringbuf_submit(record, before != ~0ULL && looking ? BPF_RB_NO_WAKEUP : 0);
+  __u32 unread = *(volatile __u32*)&later->unread;
+  bpf_ringbuf_submit(record, before != ~0ULL && (looking || late) ? BPF_RB_NO_WAKEUP
+                             : unread                             ? BPF_RB_FORCE_WAKEUP
+                                                                  : 0);
+  if (late && !wake_later(later)) wake_reader(ring);
 }
 
 #if SOCKALARM_TASK_WORK
@@ -229,7 +270,7 @@ static int deliver(struct bpf_map* map, void* key, void* value) {
   }
   // A signal that was all there was to do needs no dispatcher, which would only contend for the CPU.
   if (direct != SOCKALARM_DIRECT_DONE || (signal & SOCKALARM_TELL))
-    push(&place, &news, bpf_ktime_get_ns(), direct);
+    push(&place, &news, bpf_ktime_get_ns(), direct, 0);
   return 0;
 }
 
@@ -273,15 +314,17 @@ static __always_inline void report(struct sockalarm_registration* where, struct 
   __u32 interest = interest_of(*(volatile __u64*)&state->control);
   int tell = wants(*(volatile __u32*)&state->extra, news->events);
   __u8 direct = SOCKALARM_DIRECT_NONE;
+  int late = 0;
   if (wants(interest, news->events)) {
     __u32 signal = *(volatile __u32*)&state->signal;
     __u32 tid = *(volatile __u32*)&state->tid;
     if (may_be_direct && (interest & news->events) && signal && tid &&
         schedule(where, news->cookie, place.tgid, tid))
       direct = SOCKALARM_DIRECT_SCHEDULED;
+    late = may_be_direct && !tell && (interest & news->events) && (signal & SOCKALARM_BY_SIGIO);
     tell |= !direct || (signal & SOCKALARM_TELL);
   }
-  if (tell) push(&place, news, now, direct);
+  if (tell) push(&place, news, now, direct, late);
 }
 
 static __always_inline __u32 event_of_error(int error) {
@@ -327,7 +370,7 @@ static __always_inline void forget(__u64 cookie) {
   __u64 seen = *(volatile __u64*)&state->seen;
   if ((__u32)(seen >> 32) != place.generation) return;
   news.events = interest_of(*(volatile __u64*)&state->control) & (__u32)seen & ~SOCKALARM_CLOSED;
-  if (news.events) push(&place, &news, bpf_ktime_get_ns(), SOCKALARM_DIRECT_NONE);
+  if (news.events) push(&place, &news, bpf_ktime_get_ns(), SOCKALARM_DIRECT_NONE, 0);
 }
 
 // No descriptor refers to it any more: its owner has closed it, and nothing that follows is news for anybody.

@@ -50,6 +50,8 @@ enum {
   SOCKALARM_SIGNAL_MASK = 0xff,
   SOCKALARM_TELL =
       0x100, /* there is more to it than this signal: the dispatcher must be told of every step */
+  SOCKALARM_BY_SIGIO = 0x200, /* the thread's handler of signal-driven I/O sends it; the dispatcher is only
+                                 needed where that does not happen, see sockalarm_late_wake */
 };
 
 // clang-format off
@@ -140,6 +142,29 @@ struct sockalarm_client {
   sockalarm_u64 reserved[3];
 };
 
+/*
+ * late_wakes: index -> this. Where a thread is signalled by signal-driven I/O, waking its dispatcher at the
+ * same moment would only contend for the CPU, and may cost the thread its place on the one that took the FIN.
+ * So such a record is left unread for a while; a timer of the kernel side then wakes the dispatcher, which
+ * sends the signal if the thread has not.
+ *
+ * `unread` is set before such a record is reserved, `started` after it was submitted, by the programs; the
+ * timer clears both and then wakes. All by atomic exchange. Who finds `started` set leaves the waking to a
+ * timer that has not cleared it yet, and whose reader so finds the record. Who finds `unread` set wakes by
+ * force, since the kernel itself wakes only readers that had caught up. (A record that overtakes a late one
+ * that is just being submitted while the timer of an earlier one runs out is found with the late one's
+ * timer.)
+ */
+#define SOCKALARM_LATE_NS 5000000ULL /* less than the dispatcher gives the thread: core.cpp, kDirectGrace */
+struct sockalarm_late_wake {
+#if defined(__bpf__)
+  struct bpf_timer timer;
+#else
+  sockalarm_u64 timer[2];
+#endif
+  sockalarm_u32 unread, started;
+};
+
 /* What the program introduce_thread answers: ids in the initial pid namespace. */
 struct sockalarm_thread {
   sockalarm_u32 tgid, tid;
@@ -202,6 +227,8 @@ SOCKALARM_AT(sockalarm_registration, task_work, 16);
 SOCKALARM_ASSERT(sizeof(struct sockalarm_client) == 64);
 SOCKALARM_AT(sockalarm_client, started, 16);
 SOCKALARM_AT(sockalarm_client, table_id, 32);
+SOCKALARM_ASSERT(sizeof(struct sockalarm_late_wake) == 24);
+SOCKALARM_AT(sockalarm_late_wake, unread, 16);
 SOCKALARM_ASSERT(sizeof(struct sockalarm_record) == 40);
 SOCKALARM_AT(sockalarm_record, slot, 16);
 SOCKALARM_AT(sockalarm_record, events, 24);

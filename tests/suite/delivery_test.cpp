@@ -255,6 +255,32 @@ TEST_P(DeliveryTest, ABlockedSignalWaitsAndTheChainGoesOn) {
   EXPECT_TRUE(eventually([&] { return signals.count() == 1; })) << "it had fired, so it comes";
 }
 
+// Its handler of signal-driven I/O does not run either. Whoever is to notice has to be woken for it: of what
+// the dispatcher finds by chance, about once a second, so many would take too long.
+TEST_P(DeliveryTest, AThreadThatBlocksEverySignalDoesNotHoldUpTheChain) {
+  constexpr int kRounds = 60;
+  SOCKALARM_WATCHER(watcher, GetParam());
+  const SignalCounter signals(SIGALRM);
+  std::atomic<int> rounds{0};
+  std::atomic<bool> given_up{false};
+  std::thread deaf([&] {
+    sigset_t all;
+    ::sigfillset(&all);
+    ::pthread_sigmask(SIG_BLOCK, &all, nullptr);
+    for (; rounds < kRounds && !given_up; ++rounds) {
+      Scene scene(watcher);
+      Journal journal;
+      const auto alarm = scene.watch.arm(ActionChain{send_signal(SIGALRM), journal.entry("went on")});
+      scene.connection.peer.reset();
+      if (!journal.wait_for(1)) return;
+    }
+  });
+  EXPECT_TRUE(eventually([&] { return rounds == kRounds; })) << rounds << " rounds";
+  given_up = true;
+  deaf.join();
+  EXPECT_EQ(signals.count(), 0) << "they ended with their thread";
+}
+
 TEST_P(DeliveryTest, AThreadThatHasEndedDoesNotHoldUpTheChain) {
   SOCKALARM_WATCHER(watcher, GetParam());
   Scene scene(watcher);

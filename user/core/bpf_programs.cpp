@@ -256,7 +256,7 @@ Result<void> BpfPrograms::try_load(Sizes sizes, const KernelBtf& btf, bool direc
   autoload("on_release", with_release);
   if (direct) autoload("introduce_thread", true);
   bpf_map__set_max_entries(map("registry"), sizes.sockets);
-  for (const char* name : {"watch_tables", "event_rings", "clients"})
+  for (const char* name : {"watch_tables", "event_rings", "clients", "late_wakes"})
     bpf_map__set_max_entries(map(name), sizes.clients);
   if (const int failed = -bpf_object__load(object_.get()); failed != 0)
     return fail(explain(failed, "loading the BPF programs", messages.last()));

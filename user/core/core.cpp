@@ -334,15 +334,20 @@ bool Core::start(AlarmRecord& record) {
 
 // Who is to be signalled, before the alarm can be seen as armed.
 void Core::prepare_direct(AlarmRecord& record) noexcept {
-  std::uint32_t word = record.signal_word.load(std::memory_order_relaxed);
-  const bool wanted = word != 0;
+  std::uint32_t word = record.signal_word.load(std::memory_order_relaxed), tid = 0;
 #if SOCKALARM_LINUX
-  if (sigio_ && (!wanted || !sigio_->enter(record))) Sigio::leave(record);
+  if (sigio_ && word != 0 && sigio_->enter(record)) {
+    word |= SOCKALARM_BY_SIGIO;
+  } else if (sigio_) {
+    Sigio::leave(record);
+    word = 0;
+  }
 #endif
-  if (!record.primary || !task_work_) return;
-  if (wanted && record.needs_help()) word |= SOCKALARM_TELL;
+  if (!record.primary || (!sigio_ && !task_work_)) return;
+  if (word != 0 && record.needs_help()) word |= SOCKALARM_TELL;
+  if (word != 0 && task_work_) tid = source_->direct_thread();
   WatchState& state = *record.socket->state;
-  shared(state.tid).store(wanted ? source_->direct_thread() : 0, std::memory_order_relaxed);
+  shared(state.tid).store(tid, std::memory_order_relaxed);
   shared(state.signal).store(word, std::memory_order_relaxed);
 }
 
@@ -615,7 +620,11 @@ bool Core::failed_directly(const AlarmRecord& record, News::Direct direct) const
 
 // If it does not get to it in time, we do.
 void Core::await_direct(Socket& socket) {
-  dispatcher_.add_timer(Clock::now() + kDirectGrace, [this, weak = socket.weak_from_this()] {
+  // From the newest event on: we may have been told late.
+  const std::uint64_t newest =
+      std::max(shared(socket.state->fin_at).load(), shared(socket.state->end_at).load());
+  const auto since = newest != 0 ? from_ns(newest) : Clock::now();
+  dispatcher_.add_timer(since + kDirectGrace, [this, weak = socket.weak_from_this()] {
     const auto alive = weak.lock();
     if (!alive) return;
     const std::lock_guard lock(mutex_);

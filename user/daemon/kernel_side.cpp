@@ -30,10 +30,11 @@ struct Expected {
   const char* name;
   std::size_t value_size;
 };
-constexpr std::array<Expected, 5> kMaps = {{{"registry", sizeof(sockalarm_registration)},
+constexpr std::array<Expected, 6> kMaps = {{{"registry", sizeof(sockalarm_registration)},
                                             {"watch_tables", sizeof(std::uint32_t)},
                                             {"event_rings", sizeof(std::uint32_t)},
                                             {"clients", sizeof(sockalarm_client)},
+                                            {"late_wakes", sizeof(sockalarm_late_wake)},
                                             {"lost", sizeof(std::uint64_t)}}};
 
 Result<void> pin(int fd, const std::string& path) {
@@ -137,8 +138,8 @@ Result<UniqueFd> KernelSide::get(const std::string& name) const {
 }
 
 Result<void> KernelSide::adopt() {
-  const std::array<UniqueFd*, kMaps.size()> into = {&registry_, &watch_tables_, &event_rings_, &clients_,
-                                                    &lost_};
+  const std::array<UniqueFd*, kMaps.size()> into = {&registry_, &watch_tables_, &event_rings_,
+                                                    &clients_,  &late_wakes_,   &lost_};
   std::array<std::uint32_t, kMaps.size()> entries{};
   for (std::size_t i = 0; i < kMaps.size(); ++i) {
     auto map = get(kMaps[i].name);
@@ -151,7 +152,7 @@ Result<void> KernelSide::adopt() {
     entries[i] = facts->entries;
     *into[i] = std::move(*map);
   }
-  sizes_ = {entries[0], std::min({entries[1], entries[2], entries[3]})};
+  sizes_ = {entries[0], std::min({entries[1], entries[2], entries[3], entries[4]})};
   taken_.resize(sizes_.clients);
   if (auto program = get("introduce_thread")) introduce_ = std::move(*program);
   if (auto program = get("on_read")) on_read_ = std::move(*program);

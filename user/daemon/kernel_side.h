@@ -82,7 +82,8 @@ class KernelSide {
   bool adopted_ = false;
   Sizes sizes_{};
   UniqueFd idle_;  // timerfd(2)
-  UniqueFd registry_, watch_tables_, event_rings_, clients_, lost_, introduce_, on_read_, on_set_state_;
+  UniqueFd registry_, watch_tables_, event_rings_, clients_, late_wakes_, lost_, introduce_, on_read_,
+      on_set_state_;
   std::mutex mutex_;         // what follows
   std::vector<bool> taken_;  // indices
   std::size_t readers_ = 0;
