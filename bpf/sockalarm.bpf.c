@@ -172,7 +172,6 @@ static __always_inline void wake_reader(void* ring) {
 static int late_wake(void* map, __u32* client, struct sockalarm_late_wake* late) {
   __u32 index = *client;
   __sync_lock_test_and_set(&late->started, 0);
-  __sync_lock_test_and_set(&late->unread, 0);
   void* ring = bpf_map_lookup_elem(&event_rings, &index);
   if (ring) wake_reader(ring);
   return 0;
@@ -197,7 +196,7 @@ static __always_inline void push(const struct place* place, const struct news* n
   struct sockalarm_late_wake* later = bpf_map_lookup_elem(&late_wakes, &client);
   if (!ring || !header || !later) return count_lost(SOCKALARM_LOST_NO_CLIENT);
   late = late && bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) < bpf_ringbuf_query(ring, BPF_RB_RING_SIZE) / 4;
-  if (late) __sync_lock_test_and_set(&later->unread, 1);
+  if (late) __sync_lock_test_and_set(&later->used, 1);
 
   struct sockalarm_record* record = bpf_ringbuf_reserve(ring, sizeof *record, 0);
   if (!record) {
@@ -221,10 +220,9 @@ static __always_inline void push(const struct place* place, const struct news* n
   // barrier.
   __u64 before = __sync_fetch_and_add(&header->records, 1);
   __u32 looking = *(volatile __u32*)&header->looking;
-  __u32 unread = *(volatile __u32*)&later->unread;
-  bpf_ringbuf_submit(record, before != ~0ULL && (looking || late) ? BPF_RB_NO_WAKEUP
-                             : unread                             ? BPF_RB_FORCE_WAKEUP
-                                                                  : 0);
+  __u32 late_used = *(volatile __u32*)&later->used;
+  __u64 flags = before != ~0ULL && (looking || late) ? BPF_RB_NO_WAKEUP : late_used ? BPF_RB_FORCE_WAKEUP : 0;
+  bpf_ringbuf_submit(record, flags);
   if (late && !wake_later(later)) wake_reader(ring);
 }
 

@@ -148,12 +148,11 @@ struct sockalarm_client {
  * So such a record is left unread for a while; a timer of the kernel side then wakes the dispatcher, which
  * sends the signal if the thread has not.
  *
- * `unread` is set before such a record is reserved, `started` after it was submitted, by the programs; the
- * timer clears both and then wakes. All by atomic exchange. Who finds `started` set leaves the waking to a
- * timer that has not cleared it yet, and whose reader so finds the record. Who finds `unread` set wakes by
- * force, since the kernel itself wakes only readers that had caught up. (A record that overtakes a late one
- * that is just being submitted while the timer of an earlier one runs out is found with the late one's
- * timer.)
+ * Written by the programs alone, by atomic exchange. `started` is set after such a record was submitted, and
+ * cleared by the timer before it wakes: who finds it set leaves the waking to a timer whose reader will find
+ * the record. `used` is set before the first such record is reserved, and stays: from then on every other
+ * record wakes by force, since the kernel itself wakes only readers that had caught up. tests/model/waking.pml
+ * checks this.
  */
 #define SOCKALARM_LATE_NS 5000000ULL /* less than the dispatcher gives the thread: core.cpp, kDirectGrace */
 struct sockalarm_late_wake {
@@ -162,7 +161,7 @@ struct sockalarm_late_wake {
 #else
   sockalarm_u64 timer[2];
 #endif
-  sockalarm_u32 unread, started;
+  sockalarm_u32 used, started;
 };
 
 /* What the program introduce_thread answers: ids in the initial pid namespace. */
@@ -228,7 +227,7 @@ SOCKALARM_ASSERT(sizeof(struct sockalarm_client) == 64);
 SOCKALARM_AT(sockalarm_client, started, 16);
 SOCKALARM_AT(sockalarm_client, table_id, 32);
 SOCKALARM_ASSERT(sizeof(struct sockalarm_late_wake) == 24);
-SOCKALARM_AT(sockalarm_late_wake, unread, 16);
+SOCKALARM_AT(sockalarm_late_wake, used, 16);
 SOCKALARM_ASSERT(sizeof(struct sockalarm_record) == 40);
 SOCKALARM_AT(sockalarm_record, slot, 16);
 SOCKALARM_AT(sockalarm_record, events, 24);
