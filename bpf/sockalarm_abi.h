@@ -151,8 +151,8 @@ struct sockalarm_client {
  * Written by the programs alone, by atomic exchange. `started` is set after such a record was submitted, and
  * cleared by the timer before it wakes: who finds it set leaves the waking to a timer whose reader will find
  * the record. `used` is set before the first such record is reserved, and stays: from then on every other
- * record wakes by force, since the kernel itself wakes only readers that had caught up. tests/model/waking.pml
- * checks this.
+ * record wakes by force, since the kernel itself wakes only readers that had caught up.
+ * tests/model/waking.pml checks this.
  */
 #define SOCKALARM_LATE_NS 5000000ULL /* less than the dispatcher gives the thread: core.cpp, kDirectGrace */
 struct sockalarm_late_wake {

@@ -167,7 +167,11 @@ Json rows_of(const std::vector<Kind>& all, Table& table, Table* single) {
 Json measure(const Settings& settings) {
   Peer peer;
   Bench bench{peer};
-  const std::vector<Kind> all = kinds();
+  std::vector<Kind> all = kinds();
+  if (!settings.only.empty()) {
+    std::erase_if(all, [&](const Kind& kind) { return kind.name != settings.only; });
+    if (all.empty()) throw std::runtime_error("no contender is called " + settings.only);
+  }
   std::vector<std::size_t> counts =
       settings.quick ? std::vector<std::size_t>{1, 50} : std::vector<std::size_t>{1, 100, 1000, 9000};
   const std::size_t room = raise_descriptor_limit() - 1000;

@@ -184,6 +184,13 @@ def callback(results, drawn):
     return text + plot(drawn, "watches.svg", "Delay of the call against the number of watches")
 
 
+def steps(results, _):
+    rows = rows_of(results, "steps")
+    header = ["close() to FIN, µs", "to the interrupt of the ring", "to the wake-up", "until it runs", "until the function", "all", "woken on the CPU of the FIN"]
+    keys = ["close_to_fin_us", "fin_to_interrupt_us", "fin_to_waking_us", "waking_to_running_us", "running_to_called_us", "all_us", "woken_on_the_same_cpu"]
+    return words.STEPS + contenders(header, keys, rows) + words.STEPS_REASON + reasons(rows)
+
+
 def storm(results, _):
     rows = rows_of(results, "storm")
     header = [
@@ -309,6 +316,7 @@ PARTS = {
     "nanoseconds": asking,
     "direct": direct,
     "callback": callback,
+    "steps": steps,
     "storm": storm,
     "unwatched": unwatched,
     "memory": memory,

@@ -14,14 +14,15 @@ import machine
 import machine_code
 import page
 import plots
+import steps
 import targets
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FORMAT = 1
 # Sections in the order of the page. Those of counts need no repetition.
 PROGRAMS = ["nanoseconds", "counts", "direct", "callback", "storm", "unwatched", "memory", "load", "daemon"]
-ONCE = {"counts", "machine_code", "memory"}
-SECTIONS = PROGRAMS + ["machine_code", "io_socketalarm"]
+ONCE = {"counts", "machine_code", "memory"}  # and their figures do not vary
+SECTIONS = PROGRAMS + ["steps", "machine_code", "io_socketalarm"]
 PATIENCE_S = 1800
 
 
@@ -60,6 +61,8 @@ def run_perl(quick):
 def run_once(build, name, quick):
     if name == "machine_code":
         return machine_code.measure(build)
+    if name == "steps":
+        return steps.measure(build)
     if name == "io_socketalarm":
         return run_perl(quick)
     return run_program(build, name, quick)

@@ -33,6 +33,7 @@ EXPECTED = {
     "memory": ["kernel", "epoll", "poll"],
     "load": ["kernel", "epoll", "poll"],
     "daemon": ["many_watches", "alone", "beside_a_burner", "beside_a_hammer"],
+    "steps": ["sockalarm_sleep", "sockalarm_on_epoll", "epoll_thread"],
     "machine_code": ["peer", "value", "decision"],
     "io_socketalarm": ["io_socketalarm"],
 }

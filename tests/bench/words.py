@@ -67,6 +67,20 @@ AFTER_ACTIVITY = """
 The second of two closes that are {gap} µs apart: here the adaptive dispatcher is still awake.
 """
 
+STEPS = """### Where the time goes
+
+The same for `sleep`, step by step, by the kernel's own tracepoints, beside a few watches. Tracing makes each step dearer, so
+it is the proportions that count.
+"""
+
+STEPS_REASON = """
+What `sleep` takes longer than an epoll thread lies between the FIN and the wake-up. The socket itself wakes whoever waits in
+epoll at once. A BPF program may run with locks held under which nobody can be woken, so the ring buffer asks for an
+interrupt on the same CPU (`irq_work`) and wakes from there; in a virtual machine to ask for one is an exit to the host. Then
+both are scheduled and call their function alike. Where these microseconds count: `Waking::spin` waits for no wake-up, and a
+signal sent directly needs none.
+"""
+
 STORM = """## A storm
 
 {sockets:,} peers close as fast as one process can. *Last alarm*: the time from the first close until the last alarm ran,

@@ -15,6 +15,7 @@ namespace sockalarm::bench {
 
 struct Settings {
   bool quick = false;  // shows that everything runs; the figures say little
+  std::string only;    // one contender, where the program can do so; empty: all
 
   template <class T>
   T pick(T full, T short_run) const {
@@ -40,6 +41,7 @@ int bench_main(int argc, char** argv, const char* what, Measure measure) {
   Settings settings;
   std::string out;
   app.add_flag("--quick", settings.quick, "Few samples: only to see that it runs");
+  app.add_option("--only", settings.only, "Only this contender (bench_callback, for a trace of it)");
   app.add_option("--out", out, "Write the JSON to this file instead of standard output");
   CLI11_PARSE(app, argc, argv);
   try {
