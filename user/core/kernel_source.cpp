@@ -18,6 +18,8 @@ namespace {
 // table's length, and what the kernel side does not report (readable, urgent) by the epoll source that it is
 // built on.
 class KernelSource final : public Source {
+  static constexpr unsigned kRecordsOnly = 16;  // at most so often in a row, less one
+
  public:
   KernelSource(SourceKind kind, std::unique_ptr<BpfSession> session, std::unique_ptr<EpollSource> epoll)
       : kind_(kind), session_(std::move(session)), epoll_(std::move(epoll)) {
@@ -90,8 +92,12 @@ class KernelSource final : public Source {
   bool wait(std::optional<std::chrono::steady_clock::time_point> until, std::vector<News>& news) override {
     // A record that came while the dispatcher looked by itself has woken nobody; one that is not whole yet,
     // of which the kernel side may have decided so, is waited for without sleeping (sockalarm_abi.h).
-    if (session_->pending()) until = std::chrono::steady_clock::time_point{};
-    epoll_->wait(until, news);
+    const bool pending = session_->pending();
+    if (pending) until = std::chrono::steady_clock::time_point{};
+    // While it looks, a system call would only keep it from the records that it has found; seldom enough that
+    // what epoll serves does not wait for a storm to end.
+    const bool records_only = pending && looking_ && !epoll_->woken() && ++records_only_ % kRecordsOnly != 0;
+    if (!records_only) epoll_->wait(until, news);
     records_.clear();
     session_->drain(records_);
     for (const sockalarm_record& record : records_) {
@@ -116,7 +122,10 @@ class KernelSource final : public Source {
   void wake() noexcept override { epoll_->wake(); }
   bool looks_cheaply() const noexcept override { return true; }
   bool has_news() noexcept override { return session_->pending() || epoll_->woken(); }
-  void looking(bool on) noexcept override { shared(session_->header().looking).store(on ? 1 : 0); }
+  void looking(bool on) noexcept override {
+    looking_ = on;
+    shared(session_->header().looking).store(on ? 1 : 0);
+  }
   SourceStats stats() const noexcept override {
     return {stats_.records, stats_.lost, stats_.bad, shared(session_->header().delivered).load()};
   }
@@ -164,6 +173,8 @@ class KernelSource final : public Source {
   std::unique_ptr<EpollSource> epoll_;
   std::deque<std::uint32_t> free_slots_;
   int reads_users_ = 0;
+  bool looking_ = false;  // the dispatcher's, and the next
+  unsigned records_only_ = 0;
   std::uint64_t missed_ = 0;
   std::vector<sockalarm_record> records_;
   std::vector<std::uint64_t> unseen_;
