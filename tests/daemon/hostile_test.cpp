@@ -45,6 +45,16 @@ class Neighbour {
   Worker worker_;
 };
 
+// Whether one of its threads waits in that function of the kernel (proc_pid_wchan(5)).
+bool is_in(pid_t pid, const std::string& function) {
+  for (const auto& task : std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/task")) {
+    std::ifstream file(task.path() / "wchan");
+    std::string where;
+    if (file >> where && where == function) return true;
+  }
+  return false;
+}
+
 class HostileTest : public testing::Test {
  protected:
   HostileTest() {
@@ -75,17 +85,6 @@ class HostileTest : public testing::Test {
         << before_ << " descriptors before, now " << descriptors_of(daemon_.pid());
     const auto status = status_of(home_);
     for (const auto& user : status["users"]) EXPECT_NE(user["uid"], kHostile) << status;
-  }
-
-  // proc_pid_wchan(5)
-  bool a_thread_of_the_daemon_is_in(const std::string& function) const {
-    for (const auto& task :
-         std::filesystem::directory_iterator("/proc/" + std::to_string(daemon_.pid()) + "/task")) {
-      std::ifstream file(task.path() / "wchan");
-      std::string where;
-      if (file >> where && where == function) return true;
-    }
-    return false;
   }
 
   DaemonHome home_;
@@ -362,17 +361,7 @@ TEST_F(HostileTest, ComingAndGoing) {
 TEST_F(HostileTest, ASocketThatLingersHoldsUpNobodyElse) {
   struct Lingering {
     explicit Lingering(const DaemonHome& home) : client(home.socket()) {}
-    void pass_it_on() {
-      const Listener listener = listen_on(AF_INET);
-      peer = connect_to(listener);
-      const UniqueFd ours = accept_from(listener);
-      const std::string text(1 << 16, 'x');
-      while (::send(ours.get(), text.data(), text.size(), MSG_DONTWAIT | MSG_NOSIGNAL) > 0) {
-      }
-      const linger hour{1, 3600};
-      ::setsockopt(ours.get(), SOL_SOCKET, SO_LINGER, &hour, sizeof hour);
-      client.send(ipc::Watch{{ipc::Kind::watch, 9}, cookie_of(ours.get()), 1, 1}, ours.get());
-    }
+    void pass_it_on() { peer = pass_on(client, lingering_pair()); }
     RawClient client;
     UniqueFd peer;
   };
@@ -393,10 +382,41 @@ TEST_F(HostileTest, ASocketThatLingersHoldsUpNobodyElse) {
   daemon_.signal(SIGSTOP);
   ASSERT_EQ(worker.ask('p'), 1U);
   daemon_.signal(SIGCONT);
-  EXPECT_TRUE(eventually([&] { return a_thread_of_the_daemon_is_in("wait_woken"); }));
+  EXPECT_TRUE(eventually([&] { return is_in(daemon_.pid(), "wait_woken"); }));
   EXPECT_TRUE(neighbour_.served());
   EXPECT_EQ(worker.ask('?'), 1U);  // it is still being closed
   EXPECT_EQ(worker.ask('e'), 1U);
+}
+
+// It sends it along before it is let in, and is not let in: nobody ever receives it, and it is closed all the
+// same.
+TEST_F(HostileTest, ASocketThatLingersInARefusedConnectionHoldsUpNobodyElse) {
+  struct Refused {
+    std::vector<RawClient> clients;
+    std::vector<UniqueFd> peers;
+  };
+  const Worker worker(
+      [&] {
+        auto all = std::make_shared<Refused>();
+        return [&, all](char letter) -> std::uint64_t {
+          if (letter == 'g')
+            for (int i = 0; i < 20; ++i) all->clients.emplace_back(home_.socket());
+          if (letter == 'g') return all->clients.back().greet(0) ? 1 : 0;
+          for (int i = 0; i < 3; ++i) {
+            all->clients.emplace_back(home_.socket());
+            all->peers.push_back(pass_on(all->clients.back(), lingering_pair()));
+          }
+          return 1;
+        };
+      },
+      kHostile);
+  ASSERT_EQ(worker.ask('g'), 1U);  // all that this user may have
+  daemon_.signal(SIGSTOP);
+  ASSERT_EQ(worker.ask('p'), 1U);
+  daemon_.signal(SIGCONT);
+  RawClient other(home_.socket());
+  EXPECT_TRUE(other.greet());
+  EXPECT_EQ(status_of(home_)["connections"]["refused"], 3);
 }
 
 // Each time the kernel would patch code that all processors run, and hold them up for it.

@@ -68,6 +68,8 @@ Server::Server(const Config& config, KernelSide& kernel, UniqueFd listener)
 
 Result<std::unique_ptr<Server>> Server::create(const Config& config, KernelSide& kernel, UniqueFd listener) {
   std::unique_ptr<Server> server(new Server(config, kernel, std::move(listener)));
+  if (!server->close_promptly_.works())
+    return fail(Error::from_errno(errno, "timer_create() for refused connections"));
   if (auto ok = server->adopt(); !ok) return fail(ok.error());
   return server;
 }
@@ -106,17 +108,20 @@ Result<Lane*> Server::lane_of(uid_t uid) {
 
 void Server::accept_one(UniqueFd socket) {
   auto peer = peer_of(socket.get());
-  if (!peer) return;
+  if (!peer) return close_promptly_(std::move(socket));
   ++roll_.accepted;
   auto charge = shared_.accounts->charge(peer->uid, Resource::connections, 1);
   if (!charge) {
     ++roll_.refused;
     spdlog::debug("process {} is refused: {}", peer->pid, charge.error().message());
-    return;
+    return close_promptly_(std::move(socket));
   }
   spdlog::debug("process {} of user {} connects", peer->pid, peer->uid);
   const auto lane = lane_of(peer->uid);
-  if (!lane) return spdlog::error("{}", lane.error().message());
+  if (!lane) {
+    spdlog::error("{}", lane.error().message());
+    return close_promptly_(std::move(socket));
+  }
   (*lane)->take(std::move(socket), std::move(*peer), std::move(*charge));
 }
 

@@ -11,6 +11,7 @@
 #include "daemon/client.h"
 #include "daemon/config.h"
 #include "daemon/lane.h"
+#include "daemon/prompt_close.h"
 
 namespace sockalarm::daemon {
 
@@ -36,6 +37,7 @@ class Server {
   Roll roll_;
   Shared shared_;
   const UniqueFd listener_;
+  const PromptClose close_promptly_;
   std::map<uid_t, std::unique_ptr<Lane>> lanes_;
 };
 
