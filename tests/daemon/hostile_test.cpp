@@ -290,6 +290,34 @@ TEST_F(HostileTest, ChangingTheUserEndsDirectDelivery) {
   EXPECT_EQ(worker.ask('f'), 10U);  // by the dispatcher
 }
 
+// bpf(2), BPF_PROG_BIND_MAP: whoever has both descriptors may make a program keep a map, for as long as the
+// program lives. So it must not be one that outlives the client.
+TEST_F(HostileTest, WhatItWasGivenKeepsNothingAlive) {
+  Worker worker(
+      [&] {
+        return [&](char) -> std::uint64_t {
+          static RawClient client(home_.socket());
+          client.greet();
+          if (client.introduction() < 0) return 0;
+          ::bpf_prog_bind_map(client.introduction(), client.table(), nullptr);
+          ::bpf_prog_bind_map(client.introduction(), client.ring(), nullptr);
+          bpf_map_info info{};
+          std::uint32_t length = sizeof info;
+          return ::bpf_obj_get_info_by_fd(client.table(), &info, &length) == 0 ? info.id : 0;
+        };
+      },
+      kHostile);
+  const auto table = worker.ask('x');
+  ASSERT_TRUE(table);
+  if (*table == 0) GTEST_SKIP() << "this kernel has no task work";
+  const auto there = [&] {
+    return bool(UniqueFd(::bpf_map_get_fd_by_id(static_cast<std::uint32_t>(*table))));
+  };
+  EXPECT_TRUE(there());
+  worker.kill();
+  EXPECT_TRUE(eventually([&] { return !there(); }));
+}
+
 TEST_F(HostileTest, OthersRegistrationsAreOutOfReach) {
   Connection shared = tcp_pair();
   RawClient owner(home_.socket());

@@ -91,6 +91,7 @@ class RawClient {
 
   int table() const { return table_.get(); }
   int ring() const { return ring_.get(); }
+  int introduction() const { return introduction_.get(); }
 
  private:
   UniqueFd socket_, table_, ring_, introduction_;

@@ -60,6 +60,7 @@ Result<UniqueFd> make_table(std::uint32_t slots) {
   return make_file(kTable, slots * sizeof(sockalarm_watch_state));
 }
 Result<UniqueFd> make_ring(std::size_t bytes) { return make_file(kRing, bytes); }
+Result<UniqueFd> make_introduction() { return UniqueFd(); }  // no task work here
 
 }  // namespace detail
 

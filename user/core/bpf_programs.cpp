@@ -15,6 +15,7 @@
 #include <array>
 #include <cerrno>
 #include <cstdarg>
+#include <cstddef>
 #include <cstring>
 #include <fstream>
 #include <mutex>
@@ -343,6 +344,26 @@ Result<UniqueFd> make_ring(std::size_t bytes) {
 Result<void> insert_map(int outer, std::uint32_t client, int inner, const char* name) {
   if (bpf_map_update_elem(outer, &client, &inner, BPF_ANY) == 0) return {};
   return fail(explain(errno, std::string("inserting map ") + name, ""));
+}
+
+Result<UniqueFd> make_introduction() {
+  static_assert(sizeof(sockalarm_thread) == 8 && offsetof(sockalarm_thread, tid) == 4);
+  constexpr auto kContext = BPF_REG_6;  // survives the call
+  const std::array<bpf_insn, 7> code = {
+      {{BPF_ALU64 | BPF_MOV | BPF_X, kContext, BPF_REG_1, 0, 0},
+       {BPF_JMP | BPF_CALL, 0, 0, 0, BPF_FUNC_get_current_pid_tgid},
+       {BPF_STX | BPF_MEM | BPF_W, kContext, BPF_REG_0, offsetof(sockalarm_thread, tid), 0},
+       {BPF_ALU64 | BPF_RSH | BPF_K, BPF_REG_0, 0, 0, 32},
+       {BPF_STX | BPF_MEM | BPF_W, kContext, BPF_REG_0, offsetof(sockalarm_thread, tgid), 0},
+       {BPF_ALU64 | BPF_MOV | BPF_K, BPF_REG_0, 0, 0, 0},
+       {BPF_JMP | BPF_EXIT, 0, 0, 0, 0}}};
+  bpf_prog_load_opts options{};
+  options.sz = sizeof options;
+  options.prog_flags = BPF_F_SLEEPABLE;  // the only way for this type
+  UniqueFd program(bpf_prog_load(BPF_PROG_TYPE_SYSCALL, "introduce_thread", "Apache-2.0", code.data(),
+                                 code.size(), &options));
+  if (!program) return fail(explain(errno, "loading the program that tells a thread its id", ""));
+  return program;
 }
 
 std::vector<Feature> probe_programs() {

@@ -104,6 +104,9 @@ std::uint64_t missed_runs(int program) noexcept;
 Result<UniqueFd> make_table(std::uint32_t slots);
 Result<UniqueFd> make_ring(std::size_t bytes);
 Result<void> insert_map(int outer, std::uint32_t client, int inner, const char* name);
+// Another program like introduce_thread (sockalarm.bpf.c), for one client alone: whoever has a program may
+// bind maps to it (BPF_PROG_BIND_MAP asks for no capability), which then live as long as it does.
+Result<UniqueFd> make_introduction();
 
 // One row for each program and map type, as far as they can be tried here.
 std::vector<Feature> probe_programs();

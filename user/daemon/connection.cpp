@@ -149,11 +149,14 @@ Connection::Refusal Connection::make_client(std::uint32_t slots, std::uint32_t r
   if (!ring_facts) return refuse(ring_facts.error());
   auto client = Client::add(shared_, facts(*table_facts, *ring_facts), table->get(), ring->get());
   if (!client) return refuse(client.error());
+  Result<UniqueFd> introduction;
+  if (shared_.kernel.task_work()) introduction = detail::make_introduction();
+  if (!introduction) return refuse(introduction.error());
   client_ = std::move(*client);
   if (auto refusal = welcome(false)) return refusal;
   for (const auto& [kind, fd] : {std::pair{ipc::Kind::give_table, table->get()},
                                  {ipc::Kind::give_ring, ring->get()},
-                                 {ipc::Kind::give_introduction, shared_.kernel.introduction()}}) {
+                                 {ipc::Kind::give_introduction, introduction->get()}}) {
     if (fd < 0) continue;
     if (auto refusal = send(ipc::send_frame(socket_.get(), ipc::Header{kind, hello_id_}, fd))) return refusal;
   }
@@ -194,7 +197,7 @@ Connection::Refusal Connection::welcome(bool resumed) {
                            client_ ? client_->facts().slots : 0,
                            client_ ? client_->facts().ring_bytes : 0,
                            resumed ? 1U : 0U,
-                           shared_.kernel.introduction() >= 0 ? 1U : 0U};
+                           shared_.kernel.task_work() ? 1U : 0U};
   return send(ipc::send_frame(socket_.get(), frame));
 }
 

@@ -33,8 +33,7 @@ class KernelSide {
 
   bool adopted() const noexcept { return adopted_; }
   Sizes sizes() const noexcept { return sizes_; }
-  // Lent; -1: no task work here. The program tells whoever runs it the number of its own thread, no more.
-  int introduction() const noexcept { return introduce_.get(); }
+  bool task_work() const noexcept { return bool(introduce_); }
 
   // A client that was there before this daemon.
   struct Survivor {

@@ -70,7 +70,7 @@ Result<void> serve(const Arguments& arguments, const Config& config) {
   raise_descriptor_limit();
   auto kernel = KernelSide::open(config.bpffs, {config.watches, config.clients});
   if (!kernel) return fail(kernel.error());
-  if ((*kernel)->introduction() < 0)
+  if (!(*kernel)->task_work())
     spdlog::warn("this kernel has no task work: clients' dispatchers send signals");
   if ((*kernel)->adopted() &&
       ((*kernel)->sizes().sockets != config.watches || (*kernel)->sizes().clients != config.clients))

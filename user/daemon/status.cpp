@@ -37,7 +37,7 @@ std::string status_text(const Shared& shared, uid_t asked_by) {
       {"pid", ::getpid()},
       {"uptime_seconds", uptime / std::chrono::seconds(1)},
       {"adopted", shared.kernel.adopted()},
-      {"task_work", shared.kernel.introduction() >= 0},
+      {"task_work", shared.kernel.task_work()},
       {"clients", clients},
       {"users", users},
       {"limits",
