@@ -4,6 +4,7 @@
 #include <atomic>
 #include <fstream>
 #include <memory>
+#include <thread>
 
 #include "daemon/raw_client.h"
 
@@ -33,6 +34,8 @@ class Crowd {
         return arm();
       case 'l':
         return leave();
+      case 's':
+        return leave_slowly();
       case 'd':
         return drop();
       default:
@@ -59,6 +62,15 @@ class Crowd {
   std::uint64_t leave() {
     for (Connection& connection : connections_) connection.peer.reset();
     eventually([this] { return fired_ >= size_; });
+    return fired_;
+  }
+  // One after the other, for three seconds.
+  std::uint64_t leave_slowly() {
+    for (std::size_t i = 0; i < size_; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(3000) / size_);
+      connections_[i].peer.reset();
+      eventually([&] { return fired_ > i; });
+    }
     return fired_;
   }
   std::uint64_t drop() {
@@ -125,6 +137,20 @@ TEST(AdoptionTest, WhoeverLeavesWhileTheDaemonIsDeadIsSeen) {
     ASSERT_EQ(ask_all(workers, 'd'), ones);
     ASSERT_TRUE(eventually([&] { return entries_of(home, "registry") == 0; }));
   }
+}
+
+// One that is stopped, or stuck, is not on the path of an event either.
+TEST(AdoptionTest, ADaemonThatHangsHoldsUpNoAlarm) {
+  const DaemonHome home;
+  const DaemonProcess daemon(home);
+  const std::vector<Worker> workers = crowds(home, 1, 30);
+  ASSERT_EQ(ask_all(workers, 'a'), std::vector<std::uint64_t>{30});
+  daemon.signal(SIGSTOP);
+  const auto begin = std::chrono::steady_clock::now();
+  ASSERT_EQ(ask_all(workers, 's'), std::vector<std::uint64_t>{30});
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, 5s);
+  daemon.signal(SIGCONT);
+  EXPECT_TRUE(eventually([&] { return ask_all(workers, '1') == std::vector<std::uint64_t>{1}; }));
 }
 
 TEST(AdoptionTest, WhatWasArmedBeforeFiresAfterTheNewStart) {

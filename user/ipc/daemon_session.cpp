@@ -30,6 +30,8 @@ using std::chrono::milliseconds;
 // The daemon answers within microseconds. One that does not is taken for gone.
 constexpr milliseconds kPatience{5000};
 constexpr milliseconds kFirstRetry{10}, kLongestRetry{1000};
+constexpr milliseconds kGlance{10};
+constexpr int kManyRefusals = 100;  // one after the other: then the rest would be refused as well
 
 Error gone(const std::string& what) {
   return Error(std::make_error_code(std::errc::connection_reset), what + ": the daemon has gone");
@@ -177,17 +179,17 @@ class DaemonSession final : public BpfSession {
 
   // The daemon's are always attached.
   bool watch_closing() override { return true; }
-  // While there is no daemon, as far as is known; the count goes on, so nothing is missed for good.
+  // As far as is known: the count goes on while there is no daemon, or one that does not answer at once, so
+  // nothing is missed for good. The dispatcher must not wait for it.
   std::uint64_t missed_runs() noexcept override {
     const std::lock_guard lock(mutex_);
-    const ipc::Header frame{ipc::Kind::missed, ++last_id_};
-    if (!send(frame)) return missed_;
-    const auto answer =
-        receive<ipc::Count>(connection_.get(), ipc::Kind::count, frame.id, Clock::now() + kPatience);
-    if (answer)
-      missed_ = answer->value;
-    else
-      lose();
+    if (!serving()) return missed_;
+    const ipc::Header frame{ipc::Kind::missed, last_id_ + 1};
+    if (count_id_ == 0 && ipc::send_frame(connection_.get(), frame) == 0) {
+      count_id_ = ++last_id_;
+      count_until_ = Clock::now() + kPatience;
+    }
+    hear_count(Clock::now() + kGlance);
     return missed_;
   }
 
@@ -272,8 +274,21 @@ class DaemonSession final : public BpfSession {
 
   bool serving() const noexcept { return connection_ && !resuming_; }
 
+  // Of a count that was asked for. What is asked for later is answered after it.
+  void hear_count(Clock::time_point until) noexcept {
+    if (count_id_ == 0) return;
+    const auto answer = receive<ipc::Count>(connection_.get(), ipc::Kind::count, count_id_, until);
+    if (!answer && answer.error().code() == std::errc::timed_out && Clock::now() < count_until_) return;
+    count_id_ = 0;
+    if (answer)
+      missed_ = answer->value;
+    else
+      lose();
+  }
+
   void lose() noexcept {
     connection_.reset();
+    count_id_ = 0;
     resuming_ = false;
     set_timer(retry_);
     retry_ = std::min(retry_ * 2, kLongestRetry);
@@ -295,8 +310,10 @@ class DaemonSession final : public BpfSession {
   template <class T>
   Result<void> request(const T& frame, int fd = -1) {
     if (auto sent = send(frame, fd); !sent) return sent;
-    const auto answer =
-        receive<ipc::Reply>(connection_.get(), ipc::Kind::reply, frame.header.id, Clock::now() + kPatience);
+    const auto until = Clock::now() + kPatience;
+    hear_count(until);
+    if (!serving()) return fail(gone("waiting for its answer"));
+    const auto answer = receive<ipc::Reply>(connection_.get(), ipc::Kind::reply, frame.header.id, until);
     if (!answer) {
       lose();
       return fail(answer.error());
@@ -376,7 +393,9 @@ class DaemonSession final : public BpfSession {
   std::unique_ptr<SessionMemory> memory_;
   std::uint32_t last_id_ = 0, hello_id_ = 0;
   std::uint64_t missed_ = 0;
-  bool resuming_ = false;  // connected, and waiting for the welcome
+  std::uint32_t count_id_ = 0;     // of the question for it that is not answered yet; 0: none
+  Clock::time_point count_until_;  // then the daemon is taken for gone
+  bool resuming_ = false;          // connected, and waiting for the welcome
   bool reads_ = false;
   milliseconds retry_ = kFirstRetry;
   std::vector<Enrolled> enrolled_;     // by slot
