@@ -229,6 +229,32 @@ TEST(AdoptionTest, WhoDoesNotComeBackIsGivenUpAndMayComeAnew) {
   ASSERT_EQ(ask_all(workers, 'l'), std::vector<std::uint64_t>(1, 20));
 }
 
+// A server that began as root: the daemon awaits it as the user that it was. It comes as another, whose
+// registrations are refused until the daemon gives up waiting.
+TEST(AdoptionTest, WhoBecameAnotherUserIsServedInTheEnd) {
+  const DaemonHome home;
+  const auto config = home.file("config.toml");
+  std::ofstream(config) << "grace = 1\n";
+  auto daemon = std::make_unique<DaemonProcess>(home, std::vector<std::string>{"--config", config});
+  const Worker worker(
+      [&] {
+        auto crowd = std::make_shared<Crowd>(home, 20);
+        return [crowd](char letter) -> std::uint64_t {
+          if (letter == 'u') return become(kNobody) ? 1 : 0;
+          return (*crowd)(letter);
+        };
+      },
+      0);
+  ASSERT_EQ(worker.ask('a'), 20U);
+  ASSERT_EQ(worker.ask('u'), 1U);
+  daemon->kill();
+  daemon = std::make_unique<DaemonProcess>(home, std::vector<std::string>{"--config", config});
+  ASSERT_TRUE(eventually([&] { return all_connected(home, 1); }));
+  ASSERT_TRUE(eventually([&] { return clients_in_kernel(home) == 3; }));  // it was given up
+  EXPECT_TRUE(eventually([&] { return entries_of(home, "registry") == 20; })) << entries_of(home, "registry");
+  EXPECT_EQ(worker.ask('l'), 20U);
+}
+
 // All that was pinned is gone, and with it what the clients had: they register everything again and look for
 // themselves what happened meanwhile.
 TEST(AdoptionTest, ClientsComeAnewToADaemonThatKnowsNothing) {

@@ -216,6 +216,8 @@ class DaemonSession final : public BpfSession {
       lose();
     else if (expired && !serving())
       connection_ ? lose() : reconnect();
+    else if (expired)
+      enroll_again(unseen);
   }
 
  private:
@@ -365,23 +367,36 @@ class DaemonSession final : public BpfSession {
     retry_ = kFirstRetry;
     set_timer(milliseconds(0));
     if (welcome->resumed == 0)
-      enroll_all(unseen);
+      forget_registrations();
     else
       for (const std::uint64_t cookie : std::exchange(undone_, {})) send_unwatch(cookie);
+    enroll_again(unseen);
     if (serving()) [[maybe_unused]]
       auto done = request(ipc::Reads{{ipc::Kind::reads, ++last_id_}, reads_ ? 1U : 0U, 0});
   }
 
-  // The daemon has forgotten us: everything again, and whatever came meanwhile was not seen. A socket whose
-  // number was closed, while a dup lives on, is lost sight of.
-  void enroll_all(std::vector<std::uint64_t>& unseen) {
+  // The daemon has: everything again.
+  void forget_registrations() {
     undone_.clear();
-    for (std::uint32_t slot = 1; slot < enrolled_.size() && serving(); ++slot) {
+    unenrolled_.clear();
+    for (std::uint32_t slot = 1; slot < enrolled_.size(); ++slot)
+      if (enrolled_[slot].cookie != 0) unenrolled_.push_back(slot);
+  }
+
+  // Whatever came meanwhile was not seen. What is refused (a quota; a registration of ours under another
+  // user, as long as the daemon keeps it; a number that was closed while a dup lives on) is asked for again
+  // and again, and the socket is looked at as often.
+  void enroll_again(std::vector<std::uint64_t>& unseen) {
+    int refusals = 0;
+    for (const std::uint32_t slot : std::exchange(unenrolled_, {})) {
       const Enrolled& one = enrolled_[slot];
-      if (one.cookie == 0) continue;
-      [[maybe_unused]] auto done = send_watch(one, slot);
+      if (one.cookie == 0) continue;  // dismissed meanwhile
       unseen.push_back(one.cookie);
+      if (refusals < kManyRefusals && send_watch(one, slot)) continue;
+      unenrolled_.push_back(slot);
+      ++refusals;
     }
+    if (serving() && !unenrolled_.empty()) set_timer(kLongestRetry);
   }
 
   const std::string path_;
@@ -398,8 +413,9 @@ class DaemonSession final : public BpfSession {
   bool resuming_ = false;          // connected, and waiting for the welcome
   bool reads_ = false;
   milliseconds retry_ = kFirstRetry;
-  std::vector<Enrolled> enrolled_;     // by slot
-  std::vector<std::uint64_t> undone_;  // to be unregistered as soon as there is a daemon
+  std::vector<Enrolled> enrolled_;         // by slot
+  std::vector<std::uint32_t> unenrolled_;  // slots of it that are to be registered again
+  std::vector<std::uint64_t> undone_;      // to be unregistered as soon as there is a daemon
 };
 
 }  // namespace
