@@ -385,6 +385,45 @@ TEST_F(HostileTest, ComingAndGoing) {
   });
 }
 
+// While it stands in the way with all the connections that the queue holds.
+TEST_F(HostileTest, WhoComesInTheMidstOfManyIsServed) {
+  daemon_.signal(SIGSTOP);
+  std::vector<UniqueFd> crowd;
+  sockaddr_un name{};
+  name.sun_family = AF_UNIX;
+  home_.socket().copy(name.sun_path, sizeof name.sun_path - 1);
+  do crowd.emplace_back(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  while (::connect(crowd.back().get(), reinterpret_cast<const sockaddr*>(&name), sizeof name) == 0);
+  ASSERT_EQ(errno, EAGAIN);
+  const Worker worker([&] {
+    auto watcher = std::make_shared<Watcher>(daemon_watcher(home_));
+    return [watcher](char) -> std::uint64_t { return 1; };  // that it was made is all
+  });
+  EXPECT_TRUE(eventually([&] { return is_in(worker.pid(), "unix_wait_for_peer"); }));
+  daemon_.signal(SIGCONT);
+  EXPECT_EQ(worker.ask('x'), 1U);
+}
+
+// Whoever closes `ours` last waits for an hour, unless the peer goes.
+Connection lingering_pair() {
+  const Listener listener = listen_on(AF_INET);
+  UniqueFd peer = connect_to(listener);
+  Connection pair{accept_from(listener), std::move(peer)};
+  const std::string text(1 << 16, 'x');
+  while (::send(pair.ours.get(), text.data(), text.size(), MSG_DONTWAIT | MSG_NOSIGNAL) > 0) {
+  }
+  const linger hour{1, 3600};
+  ::setsockopt(pair.ours.get(), SOL_SOCKET, SO_LINGER, &hour, sizeof hour);
+  return pair;
+}
+
+// Sends its socket with a WATCH, and closes it. The peer.
+UniqueFd pass_on(const RawClient& client, Connection pair) {
+  const UniqueFd ours = std::move(pair.ours);  // else it would be reset
+  client.send(ipc::Watch{{ipc::Kind::watch, 9}, cookie_of(ours.get()), 1, 1}, ours.get());
+  return std::move(pair.peer);
+}
+
 // The daemon's close() is the last one, and the socket lingers: whose fault it is waits for it.
 TEST_F(HostileTest, ASocketThatLingersHoldsUpNobodyElse) {
   struct Lingering {

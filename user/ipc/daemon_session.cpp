@@ -28,7 +28,7 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
 // The daemon answers within microseconds. One that does not is taken for gone.
-constexpr milliseconds kPatience{5000};
+constexpr std::chrono::seconds kPatience{5};
 constexpr milliseconds kFirstRetry{10}, kLongestRetry{1000};
 constexpr milliseconds kGlance{10};
 constexpr int kManyRefusals = 100;  // one after the other: then the rest would be refused as well
@@ -53,17 +53,24 @@ bool has_hung_up(int fd) noexcept {
   return ::poll(&entry, 1, 0) != 0;
 }
 
-Result<UniqueFd> connect_to(const std::string& path) {
+// Waits that long where many others are just connecting; 0: not at all.
+Result<UniqueFd> connect_to(const std::string& path, std::chrono::seconds patience) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof address.sun_path)
     return fail(Error(Errc::invalid_options, "Options::daemon_socket has " + std::to_string(path.size()) +
                                                  " bytes; it must be a path of 1 to 107"));
   path.copy(address.sun_path, path.size());
-  UniqueFd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!fd) return fail(Error::from_errno(errno, "socket()"));
-  if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) return fd;
-  const int failed = errno;
+  UniqueFd fd(
+      ::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | (patience.count() > 0 ? 0 : SOCK_NONBLOCK), 0));
+  const timeval limit{patience.count(), 0};  // of connect(); what is sent and received later never blocks
+  if (!fd || ::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) != 0)
+    return fail(Error::from_errno(errno, "socket()"));
+  int failed = EINTR;
+  while (failed == EINTR)
+    failed =
+        ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0 ? 0 : errno;
+  if (failed == 0) return fd;
   return fail(Error::from_errno(failed, path + (failed == ENOENT         ? ": no daemon listens there"
                                                 : failed == ECONNREFUSED ? ": its daemon has ended"
                                                                          : "")));
@@ -103,7 +110,7 @@ class DaemonSession final : public BpfSession {
   explicit DaemonSession(std::string path) : path_(std::move(path)) {}
 
   Result<void> begin(std::uint32_t slots, std::size_t ring_bytes) {
-    auto connection = connect_to(path_);
+    auto connection = connect_to(path_, kPatience);
     if (!connection) return fail(connection.error());
     connection_ = std::move(*connection);
     const auto until = Clock::now() + kPatience;
@@ -341,7 +348,7 @@ class DaemonSession final : public BpfSession {
   }
 
   void reconnect() {
-    auto connection = connect_to(path_);
+    auto connection = connect_to(path_, std::chrono::seconds(0));
     if (!connection) return lose();
     connection_ = std::move(*connection);
     resuming_ = true;
@@ -434,7 +441,7 @@ Result<std::unique_ptr<BpfSession>> BpfSession::join(const std::string& socket, 
 namespace sockalarm {
 
 Result<std::string> daemon_status(const std::string& socket) {
-  const auto connection = detail::connect_to(socket);
+  const auto connection = detail::connect_to(socket, detail::kPatience);
   if (!connection) return fail(connection.error());
   const auto until = detail::Clock::now() + detail::kPatience;
   const ipc::Hello hello{
