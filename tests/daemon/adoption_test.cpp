@@ -280,5 +280,21 @@ TEST(AdoptionTest, TwoDaemonsDoNotShare) {
   EXPECT_TRUE(status_of(home)["clients"].empty());
 }
 
+// Who made the directory could exchange what the daemon pins there.
+TEST(AdoptionTest, ADirectoryThatOthersMayWriteToIsRefused) {
+  const DaemonHome home;
+  const std::string directory = home.bpffs();
+  const char* const path = directory.c_str();
+  ASSERT_EQ(::mkdir(path, 0755), 0);
+  ASSERT_EQ(::chown(path, kNobody, kNobody), 0);
+  EXPECT_THROW(DaemonProcess{home}, std::runtime_error);
+  ASSERT_EQ(::chown(path, 0, 0), 0);
+  ASSERT_EQ(::chmod(path, 01777), 0);
+  EXPECT_THROW(DaemonProcess{home}, std::runtime_error);
+  ASSERT_EQ(::chmod(path, 0700), 0);
+  const DaemonProcess daemon(home);
+  EXPECT_FALSE(status_of(home)["adopted"]);
+}
+
 }  // namespace
 }  // namespace sockalarm::test

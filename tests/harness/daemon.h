@@ -36,22 +36,24 @@ class DaemonHome {
     require(::mkdtemp(name.data()) != nullptr, "mkdtemp");
     directory_ = name;
     ::chmod(name.c_str(), 0755);  // clients of any user come in
-    require(::mkdir(bpffs().c_str(), 0700) == 0, "mkdir");
-    require(::mount("bpf", bpffs().c_str(), "bpf", 0, nullptr) == 0, "mount -t bpf");
+    require(::mkdir(mounted().c_str(), 0700) == 0, "mkdir");
+    require(::mount("bpf", mounted().c_str(), "bpf", 0, nullptr) == 0, "mount -t bpf");
   }
   ~DaemonHome() {
-    ::umount2(bpffs().c_str(), MNT_DETACH);
+    ::umount2(mounted().c_str(), MNT_DETACH);
     std::error_code ignored;
     std::filesystem::remove_all(directory_, ignored);
   }
   DaemonHome(const DaemonHome&) = delete;
   DaemonHome& operator=(const DaemonHome&) = delete;
 
-  std::string bpffs() const { return directory_ + "/bpf"; }
+  std::string bpffs() const { return mounted() + "/pins"; }  // made by the daemon
   std::string socket() const { return directory_ + "/sock"; }
   std::string file(const std::string& name) const { return directory_ + "/" + name; }
 
  private:
+  std::string mounted() const { return directory_ + "/bpf"; }
+
   std::string directory_;
 };
 

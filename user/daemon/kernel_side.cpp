@@ -85,6 +85,7 @@ bool is_ring(const MapFacts& facts) noexcept {
 Result<std::unique_ptr<KernelSide>> KernelSide::open(const std::string& directory, Sizes sizes) {
   std::unique_ptr<KernelSide> side(new KernelSide(directory));
   if (auto ok = side->lock(); !ok) return fail(ok.error());
+  if (auto ok = side->trust(); !ok) return fail(ok.error());
   side->idle_ = UniqueFd(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
   if (!side->idle_) return fail(Error::from_errno(errno, "timerfd_create()"));
   side->adopted_ = ::access(side->pinned("").c_str(), F_OK) == 0;
@@ -98,7 +99,7 @@ Result<void> KernelSide::lock() {
   constexpr auto kBpfFs = 0xcafe4a11;  // BPF_FS_MAGIC, include/uapi/linux/magic.h
   if (::mkdir(directory_.c_str(), 0700) != 0 && errno != EEXIST)
     return fail(Error::from_errno(errno, directory_));
-  lock_ = UniqueFd(::open(directory_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  lock_ = UniqueFd(::open(directory_.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
   struct statfs system{};
   if (!lock_ || ::fstatfs(lock_.get(), &system) != 0) return fail(Error::from_errno(errno, directory_));
   if (static_cast<std::uint32_t>(system.f_type) != kBpfFs)
@@ -107,6 +108,19 @@ Result<void> KernelSide::lock() {
   if (::flock(lock_.get(), LOCK_EX | LOCK_NB) != 0)
     return fail(Error::from_errno(EBUSY, directory_ + " is in use by another daemon"));
   return {};
+}
+
+// Whoever may write there could put anything in the place of what is pinned. A BPF file system that is
+// mounted without mode= lets everybody make directories in it, this one too.
+Result<void> KernelSide::trust() const {
+  struct stat status{};
+  if (::fstat(lock_.get(), &status) != 0) return fail(Error::from_errno(errno, directory_));
+  if ((status.st_uid == 0 || status.st_uid == ::geteuid()) && (status.st_mode & (S_IWGRP | S_IWOTH)) == 0)
+    return {};
+  return fail(
+      Error(Errc::invalid_options, directory_ + " belongs to user " + std::to_string(status.st_uid) +
+                                       ", or others may write there; it must belong to root or user " +
+                                       std::to_string(::geteuid()) + " and be writable by nobody else"));
 }
 
 Result<void> KernelSide::load(Sizes sizes) const {

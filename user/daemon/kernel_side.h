@@ -26,7 +26,8 @@ class KernelSide {
     std::uint32_t sockets, clients;
   };
   // Takes over what is pinned in that directory; loads, attaches and pins where there is nothing. Errors: the
-  // directory is not on a BPF file system, another daemon has it (EBUSY), what is missing to load.
+  // directory is not on a BPF file system, others may write there, another daemon has it (EBUSY), what is
+  // missing to load.
   static Result<std::unique_ptr<KernelSide>> open(const std::string& directory, Sizes sizes);
   // Unpins everything there, so it ends with its last user.
   static Result<void> remove(const std::string& directory);
@@ -66,6 +67,7 @@ class KernelSide {
  private:
   explicit KernelSide(std::string directory) : directory_(std::move(directory)) {}
   Result<void> lock();
+  Result<void> trust() const;
   Result<void> load(Sizes sizes) const;
   Result<void> adopt();
   std::string pinned(const std::string& name) const { return directory_ + "/" + kLayout + "/" + name; }
