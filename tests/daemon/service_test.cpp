@@ -58,7 +58,8 @@ TEST_F(ServiceTest, KeepsItsConfigurationIfTheNewOneIsWrong) {
   const auto config = configure("[limits.user]\nconnections = 3\n");
   DaemonProcess daemon(home_, {"--config", config});
   ASSERT_TRUE(daemon.tells("READY=1"));
-  for (const char* wrong : {"[limits.user]\nconnections = 0\n", "[limits\n", "connections = 7\n"}) {
+  for (const char* wrong : {"[limits.user]\nconnections = 0\n", "[limits\n", "connections = 7\n",
+                            "log_level = \"loud\"\n[limits.user]\nconnections = 7\n"}) {
     configure(wrong);
     daemon.signal(SIGHUP);
     ASSERT_TRUE(daemon.tells("RELOADING=1"));

@@ -3,6 +3,7 @@
 
 #include <toml++/toml.h>
 
+#include <algorithm>
 #include <array>
 #include <limits>
 #include <sstream>
@@ -26,6 +27,15 @@ class Reader {
       return refuse(*node, std::string(key) + " must be a number from " + std::to_string(least) + " to " +
                                std::to_string(most));
     into = static_cast<Number>(*value);
+  }
+
+  void one_of(const toml::table& table, std::string_view key, const std::vector<std::string>& values,
+              std::string& into) {
+    text(table, key, into);
+    if (std::find(values.begin(), values.end(), into) != values.end()) return;
+    std::string all;
+    for (const std::string& value : values) all += (all.empty() ? "" : ", ") + value;
+    refuse(*table.get(key), std::string(key) + " must be one of " + all);
   }
 
   void text(const toml::table& table, std::string_view key, std::string& into) {
@@ -98,7 +108,7 @@ Result<Config> read_config(const std::string& path) {
     reader.text(file, "socket", config.socket);
     reader.number(file, "socket_mode", 0, 0777, config.socket_mode);
     reader.text(file, "bpffs", config.bpffs);
-    reader.text(file, "log_level", config.log_level);
+    reader.one_of(file, "log_level", kLogLevels, config.log_level);
     std::int64_t grace = config.grace.count();
     reader.number(file, "grace", 1, 86'400, grace);
     config.grace = std::chrono::seconds(grace);

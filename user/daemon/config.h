@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace sockalarm::daemon {
 
@@ -33,6 +34,8 @@ struct Config {
   std::uint32_t ring_bytes = 1U << 20;
   UserLimits user;
 };
+
+inline const std::vector<std::string> kLogLevels = {"trace", "debug", "info", "warning", "error", "off"};
 
 // Errors name the file, the line and what was expected. An empty path: the defaults.
 Result<Config> read_config(const std::string& path);

@@ -83,7 +83,7 @@ Result<void> serve(const Arguments& arguments, const Config& config) {
   if (auto ok = drop_privileges(); !ok) return ok;
   auto server = Server::create(config, **kernel, std::move(*listener));
   if (!server) return fail(server.error());
-  return (*server)->run(arguments.config);
+  return (*server)->run([&arguments] { return config_of(arguments); });
 }
 
 int run(const Arguments& arguments) {
@@ -110,7 +110,8 @@ int main(int argc, char** argv) {
     app.add_option("--socket", arguments.socket, "path to listen at");
     app.add_option("--bpffs", arguments.bpffs,
                    "directory on a BPF file system, for what outlives this process");
-    app.add_option("--log-level", arguments.log_level, "trace, debug, info, warning, error or off");
+    app.add_option("--log-level", arguments.log_level, "what to say")
+        ->check(CLI::IsMember(sockalarm::daemon::kLogLevels));
     app.add_flag("--remove", arguments.remove, "take everything out of the kernel, and end");
     app.footer("Example:\n  sockalarmd --socket /tmp/s.sock --bpffs /sys/fs/bpf/sockalarm --log-level debug");
     CLI11_PARSE(app, argc, argv);

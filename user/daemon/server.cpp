@@ -141,9 +141,9 @@ void Server::accept_all() {
   }
 }
 
-void Server::reload(const std::string& config_path) {
+void Server::reload(const std::function<Result<Config>()>& read_again) {
   const service::Reloading reloading;
-  const auto config = read_config(config_path);
+  const auto config = read_again();
   if (!config) return spdlog::error("the configuration stays as it was: {}", config.error().message());
   if (config->socket != config_.socket || config->bpffs != config_.bpffs ||
       config->clients != config_.clients || config->watches != config_.watches)
@@ -171,7 +171,7 @@ void Server::leave() {
   lanes_.clear();
 }
 
-Result<void> Server::run(const std::string& config_path) {
+Result<void> Server::run(const std::function<Result<Config>()>& read_again) {
   const UniqueFd signal_fd = signals();
   if (!signal_fd) return fail(Error::from_errno(errno, "signalfd()"));
   const auto watchdog = service::watchdog_interval();
@@ -190,7 +190,7 @@ Result<void> Server::run(const std::string& config_path) {
     if (count > 0 && entries[1].revents != 0) {
       const int number = next_signal(signal_fd);
       if (number == SIGHUP) {
-        reload(config_path);
+        reload(read_again);
       } else if (number != 0) {
         spdlog::info("signal {}: leaving; the kernel goes on, and clients wait for the next daemon", number);
         leave();

@@ -4,6 +4,7 @@
 #include <sockalarm/result.h>
 #include <sockalarm/unique_fd.h>
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -21,8 +22,8 @@ class Server {
   // listener: a listening socket of type SOCK_SEQPACKET. Takes over the clients that are in the kernel.
   static Result<std::unique_ptr<Server>> create(const Config& config, KernelSide& kernel, UniqueFd listener);
 
-  // Until SIGTERM or SIGINT, which must be blocked; SIGHUP reads the file again. Clients stay in the kernel.
-  Result<void> run(const std::string& config_path);
+  // Until SIGTERM or SIGINT, which must be blocked; SIGHUP reads the configuration again.
+  Result<void> run(const std::function<Result<Config>()>& read_again);
 
  private:
   Server(const Config& config, KernelSide& kernel, UniqueFd listener);
@@ -30,7 +31,7 @@ class Server {
   void accept_all();
   void accept_one(UniqueFd socket);
   Result<Lane*> lane_of(uid_t uid);
-  void reload(const std::string& config_path);
+  void reload(const std::function<Result<Config>()>& read_again);
   void leave();
 
   Config config_;
