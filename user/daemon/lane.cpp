@@ -95,6 +95,9 @@ void Lane::run() {
   if (leaving_) {  // their destructors would take out of the kernel what the next daemon is to find there
     for (auto& [id, connection] : connections_) connection->abandon_client();
     for (auto& [id, survivor] : survivors_) Client::abandon(std::move(survivor.client));
+    const std::lock_guard lock(mutex_);  // and what has not been collected yet
+    for (Arrival& arrival : mailbox_) Client::abandon(std::move(arrival.survivor.client));
+    mailbox_.clear();
   }
   connections_.clear();
   survivors_.clear();

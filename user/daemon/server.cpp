@@ -74,6 +74,10 @@ Result<std::unique_ptr<Server>> Server::create(const Config& config, KernelSide&
   return server;
 }
 
+Server::~Server() {
+  for (const auto& [uid, lane] : lanes_) lane->leave();
+}
+
 Result<void> Server::adopt() {
   auto survivors = shared_.kernel.survivors();
   if (!survivors) return fail(survivors.error());
@@ -85,7 +89,10 @@ Result<void> Server::adopt() {
     UniqueFd process = find_process(static_cast<pid_t>(survivor.facts.tgid), survivor.facts.started);
     if (!process) continue;  // the client's destructor clears up after it
     const auto lane = lane_of(survivor.facts.uid);
-    if (!lane) return fail(lane.error());
+    if (!lane) {
+      Client::abandon(std::move(*client));
+      return fail(lane.error());
+    }
     ++alive;
     watches += survivor.cookies.size();
     (*lane)->take(std::move(*client), std::move(process), until);

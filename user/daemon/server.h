@@ -21,6 +21,7 @@ class Server {
  public:
   // listener: a listening socket of type SOCK_SEQPACKET. Takes over the clients that are in the kernel.
   static Result<std::unique_ptr<Server>> create(const Config& config, KernelSide& kernel, UniqueFd listener);
+  ~Server();  // also after an error: clients stay in the kernel
 
   // Until SIGTERM or SIGINT, which must be blocked; SIGHUP reads the configuration again.
   Result<void> run(const std::function<Result<Config>()>& read_again);
