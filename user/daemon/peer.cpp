@@ -56,11 +56,13 @@ Result<Peer> peer_of(int socket) {
   peer.pid = credentials.pid;
   int process = -1;
   length = sizeof process;
-  // Before 6.5 by number, which in theory may be another process's by now.
-  peer.process = ::getsockopt(socket, SOL_SOCKET, SO_PEERPIDFD, &process, &length) == 0
-                     ? UniqueFd(process)
-                     : open_process(peer.pid);
-  if (!peer.process) return peer;
+  if (::getsockopt(socket, SOL_SOCKET, SO_PEERPIDFD, &process, &length) == 0)
+    peer.process = UniqueFd(process);
+  else if (errno == ENOPROTOOPT)  // before 6.5: by number, which in theory may be another process's by now
+    peer.process = open_process(peer.pid);
+  if (!peer.process && peer.pid == 0) return peer;
+  // It has ended, or we have run out of descriptors. Nobody would tell when the number is another process's.
+  if (!peer.process) return fail(Error::from_errno(errno, "a pidfd of process " + std::to_string(peer.pid)));
   peer.started = start_of(peer.pid);
   if (has_ended(peer.process)) peer.started = 0;  // then that may be a later process's
   return peer;
