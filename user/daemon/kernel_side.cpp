@@ -253,15 +253,21 @@ void KernelSide::remove(std::uint32_t index) noexcept {
   taken_[index] = false;
 }
 
+// Entries of other clients come and go meanwhile; one of `where.client` does not, and is the only one that
+// may be replaced.
 Result<void> KernelSide::watch(std::uint64_t cookie, const sockalarm_registration& where) {
-  if (bpf_map_update_elem(registry_.get(), &cookie, &where, BPF_NOEXIST) == 0) return {};
-  int failed = errno;
-  if (failed == EEXIST) {
-    sockalarm_registration other{};
-    if (bpf_map_lookup_elem(registry_.get(), &cookie, &other) == 0 && other.client != where.client)
-      return fail(
-          Error(std::error_code(EBUSY, std::system_category()), "another client watches this socket"));
-    if (bpf_map_update_elem(registry_.get(), &cookie, &where, BPF_ANY) == 0) return {};
+  int failed = ENOENT;
+  while (failed == ENOENT) {
+    if (bpf_map_update_elem(registry_.get(), &cookie, &where, BPF_NOEXIST) == 0) return {};
+    failed = errno;
+    if (failed != EEXIST) break;
+    sockalarm_registration known{};
+    if (bpf_map_lookup_elem(registry_.get(), &cookie, &known) == 0) {
+      if (known.client != where.client)
+        return fail(
+            Error(std::error_code(EBUSY, std::system_category()), "another client watches this socket"));
+      if (bpf_map_update_elem(registry_.get(), &cookie, &where, BPF_EXIST) == 0) return {};
+    }
     failed = errno;
   }
   if (failed == E2BIG)
