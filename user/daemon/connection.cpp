@@ -2,6 +2,7 @@
 #include "daemon/connection.h"
 
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -17,6 +18,7 @@
 namespace sockalarm::daemon {
 namespace {
 
+constexpr std::chrono::seconds kReading{1};  // a status, which may be longer than what a socket holds
 constexpr int kFairPart = 64;  // frames at a time, then it is the turn of others of the same user
 
 Error wrong(int code, const std::string& what) {
@@ -250,6 +252,7 @@ Result<void> Connection::watch(const ipc::Watch& frame, UniqueFd socket) {
 
 Connection::Refusal Connection::tell_status(std::uint32_t id) {
   const std::string text = status_text(shared_, peer_.uid);
+  const auto until = std::chrono::steady_clock::now() + kReading;
   for (std::size_t at = 0; at == 0 || at < text.size(); at += ipc::Text{}.part.size()) {
     ipc::Text frame{};
     const std::size_t length = std::min(text.size() - at, frame.part.size());
@@ -257,7 +260,10 @@ Connection::Refusal Connection::tell_status(std::uint32_t id) {
     frame.more = at + length < text.size() ? 1 : 0;
     frame.length = static_cast<std::uint32_t>(length);
     text.copy(frame.part.data(), length, at);
-    if (auto refusal = send(ipc::send_frame(socket_.get(), frame))) return refusal;
+    int failed = 0;
+    while ((failed = ipc::send_frame(socket_.get(), frame)) == EAGAIN && waits_for_room(until)) {
+    }
+    if (auto refusal = send(failed)) return refusal;
   }
   return std::nullopt;
 }
@@ -273,6 +279,14 @@ Connection::Refusal Connection::reply(std::uint32_t id, const Result<void>& done
         static_cast<std::uint32_t>(done.error().message().copy(frame.message.data(), frame.message.size()));
   }
   return send(ipc::send_frame(socket_.get(), frame));
+}
+
+// Others of the same user wait, too.
+bool Connection::waits_for_room(std::chrono::steady_clock::time_point until) const noexcept {
+  const auto left =
+      std::chrono::ceil<std::chrono::milliseconds>(until - std::chrono::steady_clock::now()).count();
+  pollfd entry{socket_.get(), POLLOUT, 0};
+  return left > 0 && ::poll(&entry, 1, static_cast<int>(left)) > 0;
 }
 
 Connection::Refusal Connection::send(int failed) const {

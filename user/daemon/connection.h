@@ -53,6 +53,7 @@ class Connection {
   Refusal tell_status(std::uint32_t id);
   Refusal reply(std::uint32_t id, const Result<void>& done);
   Refusal send(int failed) const;
+  bool waits_for_room(std::chrono::steady_clock::time_point until) const noexcept;
   sockalarm_client facts(const MapFacts& table, const MapFacts& ring) const noexcept;
 
   Shared& shared_;
