@@ -239,9 +239,13 @@ TEST_F(HostileTest, GarbageInItsOwnMemory) {
   });
 }
 
-// It names another user's process, with all that it can write, as the one to be killed.
+// It names other processes, of another user and of its own, with all that it can write, as the ones to be
+// killed.
 TEST_F(HostileTest, SignalsNobodyElse) {
-  const auto victim = static_cast<std::uint32_t>(neighbour_.pid());
+  const Worker like_itself([] { return [](char) -> std::uint64_t { return 1; }; }, kHostile);
+  ASSERT_EQ(like_itself.ask('x'), 1U);  // it has become that user
+  const std::array<std::uint32_t, 3> victims = {static_cast<std::uint32_t>(neighbour_.pid()),
+                                                static_cast<std::uint32_t>(like_itself.pid()), 1};
   hostile([&] {
     RawClient client(home_.socket());
     ASSERT_TRUE(client.greet());
@@ -254,7 +258,7 @@ TEST_F(HostileTest, SignalsNobodyElse) {
       state.seen = std::uint64_t{1} << 32;
       state.cookie = cookie_of(connection.ours.get());
       ASSERT_EQ(client.watch(connection.ours.get(), slot), 0);
-      state.tid = slot % 2 == 0 ? victim : 1;
+      state.tid = victims[slot % victims.size()];
       state.signal = SIGKILL;
       __atomic_store_n(&state.control, std::uint64_t{1} << 32 | SOCKALARM_SHUT << 8 | SOCKALARM_ARMED,
                        __ATOMIC_SEQ_CST);
@@ -266,6 +270,7 @@ TEST_F(HostileTest, SignalsNobodyElse) {
     }
   });
   EXPECT_TRUE(neighbour_.alive());
+  EXPECT_EQ(like_itself.ask('x'), 1U);
 }
 
 // A process that became another user's may not be signalled by what it was before: kill(2) would refuse.
