@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <fstream>
@@ -67,6 +68,24 @@ TEST_F(ServiceTest, KeepsItsConfigurationIfTheNewOneIsWrong) {
     EXPECT_EQ(user_limits()["connections"], 3) << wrong;
   }
   EXPECT_TRUE(daemon.running());
+}
+
+// More than a socket holds.
+TEST_F(ServiceTest, TellsTheWholeStatusOfManyClients) {
+  const DaemonProcess daemon(home_, {"--config", configure("[limits]\nclients = 1500\n")});
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+  std::vector<RawClient> clients;
+  for (uid_t user = 20'000; user < 20'020; ++user) {
+    ASSERT_EQ(::seteuid(user), 0);
+    for (int i = 0; i < 64; ++i) clients.emplace_back(home_.socket());
+    ASSERT_EQ(::seteuid(0), 0);
+  }
+  for (const RawClient& client : clients) client.send(RawClient::hello(2));
+  for (const RawClient& client : clients) ASSERT_TRUE(client.receive<ipc::Welcome>());
+  for (int i = 0; i < 10; ++i) ASSERT_EQ(status_of(home_)["clients"].size(), clients.size());
 }
 
 // Who connects before there is a daemon, or while there is none, waits in the queue of the socket.
