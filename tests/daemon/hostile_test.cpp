@@ -6,6 +6,7 @@
 #include <fstream>
 #include <memory>
 #include <random>
+#include <set>
 
 #include "daemon/raw_client.h"
 
@@ -83,8 +84,12 @@ class HostileTest : public testing::Test {
     // A lane may be left for that user and for us: its epoll and its bell.
     EXPECT_TRUE(eventually([&] { return descriptors_of(daemon_.pid()) <= before_ + 4; }))
         << before_ << " descriptors before, now " << descriptors_of(daemon_.pid());
-    const auto status = status_of(home_);
-    for (const auto& user : status["users"]) EXPECT_NE(user["uid"], kHostile) << status;
+    EXPECT_TRUE(eventually([&] { return !has_anything(status_of(home_), kHostile); })) << status_of(home_);
+  }
+
+  static bool has_anything(const nlohmann::json& status, uid_t user) {
+    const auto& users = status["users"];
+    return std::any_of(users.begin(), users.end(), [user](const auto& one) { return one["uid"] == user; });
   }
 
   DaemonHome home_;
@@ -335,7 +340,50 @@ TEST_F(HostileTest, OthersRegistrationsAreOutOfReach) {
     client.send(ipc::Unwatch{{ipc::Kind::unwatch, 0}, cookie_of(shared.ours.get())});
     EXPECT_EQ(client.watch(shared.ours.get(), 1), EBUSY);
   });
-  EXPECT_EQ(entries_of(home_, "registry"), 1U);
+  // The neighbour's last one may be on its way out; if the owner's were gone, it would be none.
+  EXPECT_TRUE(eventually([&] { return entries_of(home_, "registry") == 1; }));
+}
+
+// Neither of who is there nor of who was there before at its index, however it sets its table.
+TEST_F(HostileTest, HearsNothingOfOthers) {
+  const Connection theirs = tcp_pair(), formers = tcp_pair();
+  RawClient owner(home_.socket());
+  ASSERT_TRUE(owner.greet());
+  ASSERT_EQ(owner.watch(theirs.ours.get(), 1), 0);
+  std::optional<RawClient> former(home_.socket());
+  ASSERT_TRUE(former->greet());
+  ASSERT_EQ(former->watch(formers.ours.get(), 2), 0);
+  former.reset();
+  ASSERT_TRUE(eventually([&] { return clients_in_kernel(home_) == 6; }));
+  hostile([&] {
+    RawClient client(home_.socket());
+    ASSERT_TRUE(client.greet());
+    auto* const table = static_cast<sockalarm_watch_state*>(
+        ::mmap(nullptr, 64 * 64, PROT_READ | PROT_WRITE, MAP_SHARED, client.table(), 0));
+    const auto* const produced =
+        static_cast<const std::byte*>(::mmap(nullptr, 4096 * 3, PROT_READ, MAP_SHARED, client.ring(), 4096));
+    ASSERT_NE(table, MAP_FAILED);
+    ASSERT_NE(produced, MAP_FAILED);
+    const Connection own = tcp_pair();
+    for (std::uint32_t slot = 1; const Connection* one : {&theirs, &formers, &own}) {
+      sockalarm_watch_state& state = table[slot++];
+      state.seen = std::uint64_t{1} << 32;
+      state.cookie = cookie_of(one->ours.get());
+      state.extra = SOCKALARM_SHUT;
+    }
+    ASSERT_EQ(client.watch(own.ours.get(), 3), 0);
+    for (const Connection* one : {&theirs, &formers, &own}) ::shutdown(one->peer.get(), SHUT_WR);
+    const auto position = [&] {
+      return __atomic_load_n(reinterpret_cast<const std::uint64_t*>(produced), __ATOMIC_SEQ_CST);
+    };
+    EXPECT_TRUE(eventually([&] { return position() != 0; }));
+    sockalarm_record record{};
+    std::memcpy(&record, produced + 4096 + 8, sizeof record);
+    EXPECT_EQ(record.cookie, cookie_of(own.ours.get()));
+    EXPECT_EQ(position(), 8 + sizeof record);
+    EXPECT_EQ(table[1].seen, std::uint64_t{1} << 32);
+    EXPECT_EQ(table[2].seen, std::uint64_t{1} << 32);
+  });
 }
 
 TEST_F(HostileTest, QuotasEnd) {
@@ -451,7 +499,7 @@ TEST_F(HostileTest, ASocketThatLingersHoldsUpNobodyElse) {
       },
       kHostile);
   ASSERT_EQ(worker.ask('g'), 1U);
-  daemon_.signal(SIGSTOP);
+  daemon_.pause();
   ASSERT_EQ(worker.ask('p'), 1U);
   daemon_.signal(SIGCONT);
   EXPECT_TRUE(eventually([&] { return is_in(daemon_.pid(), "wait_woken"); }));
@@ -509,11 +557,13 @@ TEST_F(HostileTest, CannotAttachAndDetachOverAndOver) {
   ASSERT_EQ(ask(1), 0);
   const std::uint32_t first = link();
   EXPECT_NE(first, 0U);
+  std::set<std::uint32_t> links;
   for (int i = 0; i < 50; ++i) {
     ASSERT_EQ(ask(0), 0);
     ASSERT_EQ(ask(1), 0);
+    links.insert(link());
   }
-  EXPECT_EQ(link(), first);
+  EXPECT_LT(links.size(), 10U);  // one, unless this machine stands still for a second
   ASSERT_EQ(ask(0), 0);
   EXPECT_TRUE(eventually([&] { return link() == 0; }));  // but it does not stay for good
   ASSERT_EQ(ask(1), 0);
@@ -544,6 +594,10 @@ TEST_F(HostileTest, KilledAtAnyMoment) {
         },
         kHostile);
     worker.tell('x');
+    // On a slow machine it would else never get that far.
+    if (round % 2 == 1) {
+      EXPECT_TRUE(eventually([&] { return entries_of(home_, "registry") != 0; }));
+    }
     std::this_thread::sleep_for(std::chrono::microseconds(round * 700));
     worker.kill();
   }

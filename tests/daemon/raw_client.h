@@ -176,6 +176,7 @@ class Worker {
     if (pid_ != 0) return;
     ours_.reset();
     if (!become(uid)) ::_exit(2);
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // some go on for ever
     try {
       const Body body = make();
       for (char letter = 0; next(theirs.get(), letter);) {
@@ -205,6 +206,7 @@ class Worker {
     return answer();
   }
   pid_t pid() const { return pid_; }
+  void pause() const { stop_process(pid_); }
   bool alive() const { return pid_ > 0 && ::waitpid(pid_, nullptr, WNOHANG) == 0; }
   void kill() {
     if (pid_ <= 0) return;

@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -24,6 +25,12 @@
 namespace sockalarm::test {
 
 inline constexpr uid_t kNobody = 65534;
+
+// A child. kill(2) returns before it stands still.
+inline void stop_process(pid_t pid) {
+  ::kill(pid, SIGSTOP);
+  require(::waitpid(pid, nullptr, WUNTRACED) == pid, "waitpid");
+}
 
 // A directory with a BPF file system, in a mount namespace of this process: both go with its last process,
 // however it ends. Once per process, before there are threads.
@@ -82,6 +89,7 @@ class DaemonProcess {
   pid_t pid() const { return pid_; }
   bool running() const { return pid_ > 0 && ::waitpid(pid_, nullptr, WNOHANG) == 0; }
   void signal(int number) const { ::kill(pid_, number); }
+  void pause() const { stop_process(pid_); }
   // Whether it says so by sd_notify(3), now or within 20 s; counts what it said since the last call.
   bool tells(const std::string& words) {
     const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(20);
@@ -130,6 +138,7 @@ class DaemonProcess {
     pid_ = ::fork();
     require(pid_ >= 0, "fork");
     if (pid_ == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // a test that is killed leaves no daemon behind
       ::setenv("NOTIFY_SOCKET", notify.c_str(), 1);
       for (const auto& [name, value] : settings_.environment) ::setenv(name.c_str(), value.c_str(), 1);
       if (settings_.listener >= 0) {
