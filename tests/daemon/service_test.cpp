@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <gmock/gmock.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <fstream>
+#include <map>
 
 #include "daemon/raw_client.h"
 
@@ -86,6 +88,49 @@ TEST_F(ServiceTest, TellsTheWholeStatusOfManyClients) {
   for (const RawClient& client : clients) client.send(RawClient::hello(2));
   for (const RawClient& client : clients) ASSERT_TRUE(client.receive<ipc::Welcome>());
   for (int i = 0; i < 10; ++i) ASSERT_EQ(status_of(home_)["clients"].size(), clients.size());
+}
+
+// The level, the socket and the place of the pins were given there; nothing is said of them, or at all.
+TEST_F(ServiceTest, WhatTheCommandLineSaysHoldsAfterAReload) {
+  const auto config = configure("log_level = \"info\"\n");
+  testing::internal::CaptureStderr();
+  {
+    DaemonProcess daemon(home_, {"--config", config});
+    EXPECT_TRUE(daemon.tells("READY=1"));
+    daemon.signal(SIGHUP);
+    EXPECT_TRUE(daemon.tells("RELOADING=1"));
+    EXPECT_TRUE(daemon.tells("READY=1"));
+    EXPECT_EQ(daemon.stop(), 0);
+  }
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+}
+
+TEST_F(ServiceTest, RefusesALevelThatIsNone) {
+  const auto config = configure("log_level = \"loud\"\n");
+  testing::internal::CaptureStderr();
+  EXPECT_THROW(DaemonProcess(home_, {"--config", config}), std::runtime_error);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(),
+              testing::HasSubstr("line 1: log_level must be one of trace"));
+}
+
+// What it loaded with is dropped: CAP_PERFMON and CAP_BPF stay (linux/capability.h: 38 and 39).
+TEST_F(ServiceTest, KeepsOnlyTheCapabilitiesThatItNeeds) {
+  const DaemonProcess daemon(home_);
+  std::ifstream file("/proc/" + std::to_string(daemon.pid()) + "/status");
+  std::map<std::string, std::string> says;
+  for (std::string name, value; file >> name && std::getline(file >> std::ws, value);) says[name] = value;
+  EXPECT_EQ(says["CapPrm:"], "000000c000000000");
+  EXPECT_EQ(says["CapEff:"], "000000c000000000");
+  for (const char* const none : {"CapInh:", "CapBnd:", "CapAmb:"})
+    EXPECT_EQ(says[none], "0000000000000000") << none;
+  EXPECT_EQ(says["NoNewPrivs:"], "1");
+}
+
+// As /run/sockalarm after a boot.
+TEST_F(ServiceTest, MakesTheDirectoryOfItsSocket) {
+  const DaemonProcess daemon(home_, {}, home_.file("run/sock"));
+  RawClient client(home_.file("run/sock"));
+  EXPECT_TRUE(client.greet());
 }
 
 // Who connects before there is a daemon, or while there is none, waits in the queue of the socket.

@@ -13,7 +13,7 @@ namespace sockalarm::daemon {
 
 // What every user may have. Changed by a reload; what somebody has already stays.
 struct UserLimits {
-  std::uint64_t connections = 64;
+  std::uint64_t connections = 256;
   std::uint64_t watches = 131'072;
   std::uint64_t memory = 256ULL << 20;  // bytes of tables and rings
 };
@@ -35,6 +35,7 @@ struct Config {
   UserLimits user;
 };
 
+// Of spdlog, which takes any other word for "off".
 inline const std::vector<std::string> kLogLevels = {"trace", "debug", "info", "warning", "error", "off"};
 
 // Errors name the file, the line and what was expected. An empty path: the defaults.

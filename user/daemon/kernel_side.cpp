@@ -98,7 +98,8 @@ Result<std::unique_ptr<KernelSide>> KernelSide::open(const std::string& director
 Result<void> KernelSide::lock() {
   constexpr auto kBpfFs = 0xcafe4a11;  // BPF_FS_MAGIC, include/uapi/linux/magic.h
   if (::mkdir(directory_.c_str(), 0700) != 0 && errno != EEXIST)
-    return fail(Error::from_errno(errno, directory_));
+    return fail(Error::from_errno(
+        errno, "making " + directory_ + " (as root, on a BPF file system: mount -t bpf bpf /sys/fs/bpf)"));
   lock_ = UniqueFd(::open(directory_.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
   struct statfs system{};
   if (!lock_ || ::fstatfs(lock_.get(), &system) != 0) return fail(Error::from_errno(errno, directory_));

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
+#include <filesystem>
 #include <thread>
 #include <utility>
 
@@ -43,14 +44,17 @@ int next_signal(const UniqueFd& fd) {
 Result<UniqueFd> listen_at(const std::string& path, mode_t mode) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path)
-    return fail(Error(Errc::invalid_options, "socket: " + path + " is longer than 107 bytes"));
+  if (path.empty() || path.size() >= sizeof address.sun_path)
+    return fail(Error(Errc::invalid_options, "socket: '" + path + "' is not a path of 1 to 107 bytes"));
   path.copy(address.sun_path, path.size());
   const auto* const name = reinterpret_cast<const sockaddr*>(&address);
   const UniqueFd probe(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!probe) return fail(Error::from_errno(errno, "socket()"));
   if (::connect(probe.get(), name, sizeof address) == 0 || errno == EAGAIN)
     return fail(Error::from_errno(EADDRINUSE, "a daemon listens at " + path + " already"));
+  // Where it is by default there is nothing after each boot.
+  std::error_code ignored;  // bind() tells
+  std::filesystem::create_directory(std::filesystem::path(path).parent_path(), ignored);
   struct stat status{};
   if (::lstat(path.c_str(), &status) == 0 && S_ISSOCK(status.st_mode)) ::unlink(path.c_str());
   UniqueFd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
