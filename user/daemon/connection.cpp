@@ -179,8 +179,8 @@ Connection::Refusal Connection::resume(UniqueFd ring) {
   if (!ring_facts || !is_ring(*ring_facts)) return refuse(wrong(EINVAL, "that is no ring of ours"));
   client_ = find_survivor_(peer_, table_facts->id, ring_facts->id);
   if (client_) {
-    client_->set_connected(true);
     ++shared_.roll.resumed;
+    client_->set_connected(true);  // last: who sees that counts on the rest
     return welcome(true);
   }
   if (table_facts->entries > shared_.slots || ring_facts->entries > shared_.ring_bytes)
