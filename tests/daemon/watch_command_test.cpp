@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <sys/prctl.h>
+#include <sys/resource.h>
 
 #include <memory>
 
@@ -35,6 +36,7 @@ class Server {
       static volatile std::sig_atomic_t signals = 0;
       ::signal(SIGUSR1, [](int) { signals = signals + 1; });
       ::prctl(PR_SET_DUMPABLE, 1);  // forgotten when it became another user; a server that logs in has it
+      ::prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY);  // where Yama would let only its parents copy descriptors
       auto accepted = std::make_shared<std::vector<UniqueFd>>();
       const int listener = listener_.fd.get();
       return [accepted, listener](char letter) -> std::uint64_t {
@@ -142,6 +144,23 @@ TEST_F(WatchCommandTest, TellsWhatHappensThroughTheDaemon) {
 TEST_F(WatchCommandTest, NeedsNoDaemonWhereItMayLoad) {
   const Server server;
   tells_what_happens(server, {"--source", "kernel", "--pid", server.pid()}, "kernel", [] {});
+}
+
+// More than the tool may have descriptors at first.
+TEST_F(WatchCommandTest, WatchesAllConnectionsOfABusyServer) {
+  const DaemonProcess daemon(home_);
+  const Server server;
+  constexpr int kMany = 300;
+  std::vector<UniqueFd> peers;
+  for (int i = 0; i < kMany; ++i) peers.push_back(server.connect());
+  Observer observer(at_daemon(server), [] {
+    const rlimit few{64, 2 * kMany};
+    ::setrlimit(RLIMIT_NOFILE, &few);
+  });
+  for (int i = 0; i < kMany; ++i) ASSERT_EQ(observer.next()["event"], "watching") << i;
+  peers.clear();
+  for (int i = 0; i < kMany; ++i) ASSERT_EQ(observer.next()["event"], "left") << i;
+  EXPECT_EQ(observer.wait().status, 0);
 }
 
 TEST_F(WatchCommandTest, AddressesChoose) {

@@ -42,6 +42,8 @@ bool matches(const DescriptorInfo& info, const std::optional<AddressPattern>& lo
 }
 
 Error no_right(pid_t pid, int failed) {
+  if (failed == ENOENT || failed == ESRCH)
+    return Error::from_errno(ESRCH, "process " + std::to_string(pid) + " has ended");
   return Error::from_errno(failed, "the descriptors of process " + std::to_string(pid) +
                                        " cannot be copied; run sockalarm as its user or as root (where "
                                        "/proc/sys/kernel/yama/ptrace_scope is not 0, as root)");
@@ -100,6 +102,11 @@ Result<std::vector<TakenSocket>> take_sockets(pid_t pid, const std::optional<Add
     const bool unreadable = listed.kind == "socket";
     if (!unreadable && !(is_connection(listed) && matches(listed, local, remote))) continue;
     UniqueFd copy(static_cast<int>(::syscall(SYS_pidfd_getfd, process.get(), listed.fd, 0)));
+    if (!copy && (errno == EMFILE || errno == ENFILE))
+      return fail(Error::from_errno(
+          errno, "process " + std::to_string(pid) +
+                     " has more connections than sockalarm "
+                     "may have descriptors (ulimit -Hn); choose some by --local or --remote"));
     if (!copy && errno != EBADF && errno != ESRCH) refused = errno;
     if (!copy) continue;
     auto info = describe_descriptor(copy.get());  // the number may be another socket's by now

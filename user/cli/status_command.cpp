@@ -13,33 +13,35 @@ namespace {
 using Json = nlohmann::json;
 
 void print(const Json& status) {
-  const Json &limits = status["limits"], &lost = status["lost"], &connections = status["connections"];
-  std::cout << "sockalarmd " << status["version"].get<std::string>() << ", process " << status["pid"]
-            << ", up for " << status["uptime_seconds"] << " s; programs "
-            << (status["adopted"].get<bool>() ? "taken over" : "loaded") << "; signals by "
-            << (status["task_work"].get<bool>() ? "task work" : "the clients' dispatchers") << "\n";
-  std::cout << "limits: " << limits["clients"] << " clients, " << limits["watches"]
-            << " watches; for each user " << limits["user"]["connections"] << " connections, "
-            << limits["user"]["watches"] << " watches, " << limits["user"]["memory"] << " bytes\n";
-  std::cout << "records lost: " << lost["ring_full"] << " because a ring was full (swept for), "
-            << lost["stale"] << " stale, " << lost["no_client"] << " without a client\n";
-  std::cout << "connections: " << connections["accepted"] << " accepted, " << connections["resumed"]
-            << " resumed, " << connections["refused"] << " refused, " << connections["violations"]
+  const Json &limits = status.at("limits"), &lost = status.at("lost"),
+             &connections = status.at("connections");
+  std::cout << "sockalarmd " << status.at("version").get<std::string>() << ", process " << status.at("pid")
+            << ", up for " << status.at("uptime_seconds") << " s; programs "
+            << (status.at("adopted").get<bool>() ? "taken over" : "loaded") << "; signals by "
+            << (status.at("task_work").get<bool>() ? "task work" : "the clients' dispatchers") << "\n";
+  std::cout << "limits: " << limits.at("clients") << " clients, " << limits.at("watches")
+            << " watches; for each user " << limits.at("user").at("connections") << " connections, "
+            << limits.at("user").at("watches") << " watches, " << limits.at("user").at("memory")
+            << " bytes\n";
+  std::cout << "records lost: " << lost.at("ring_full") << " because a ring was full (swept for), "
+            << lost.at("stale") << " stale, " << lost.at("no_client") << " without a client\n";
+  std::cout << "connections: " << connections.at("accepted") << " accepted, " << connections.at("resumed")
+            << " resumed, " << connections.at("refused") << " refused, " << connections.at("violations")
             << " broken off\n\n";
   std::cout << std::right << std::setw(10) << "PID" << std::setw(8) << "UID" << std::setw(10) << "WATCHES"
             << std::setw(10) << "SLOTS" << std::setw(10) << "RING" << "  STATE\n";
-  for (const Json& client : status["clients"])
-    std::cout << std::setw(10) << client["pid"].get<long>() << std::setw(8) << client["uid"].get<long>()
-              << std::setw(10) << client["watches"].get<long>() << std::setw(10)
-              << client["slots"].get<long>() << std::setw(10) << client["ring_bytes"].get<long>()
-              << (client["connected"].get<bool>() ? "  connected\n" : "  awaited\n");
+  for (const Json& client : status.at("clients"))
+    std::cout << std::setw(10) << client.at("pid").get<long>() << std::setw(8) << client.at("uid").get<long>()
+              << std::setw(10) << client.at("watches").get<long>() << std::setw(10)
+              << client.at("slots").get<long>() << std::setw(10) << client.at("ring_bytes").get<long>()
+              << (client.at("connected").get<bool>() ? "  connected\n" : "  awaited\n");
   std::cout << "\n"
             << std::setw(8) << "UID" << std::setw(12) << "CONNECTIONS" << std::setw(10) << "WATCHES"
             << std::setw(14) << "MEMORY" << "\n";
-  for (const Json& user : status["users"])
-    std::cout << std::setw(8) << user["uid"].get<long>() << std::setw(12) << user["connections"].get<long>()
-              << std::setw(10) << user["watches"].get<long>() << std::setw(14) << user["memory"].get<long>()
-              << "\n";
+  for (const Json& user : status.at("users"))
+    std::cout << std::setw(8) << user.at("uid").get<long>() << std::setw(12)
+              << user.at("connections").get<long>() << std::setw(10) << user.at("watches").get<long>()
+              << std::setw(14) << user.at("memory").get<long>() << "\n";
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <sockalarm/sockalarm.h>
+#include <sys/resource.h>
 
 #include <atomic>
 #include <condition_variable>
@@ -109,10 +110,11 @@ Result<WatchPlan> make_plan(const WatchOptions& options) {
 
 // A descriptor that we kept would keep its connection open, so only those sources will do that know a socket
 // without one.
-Result<Watcher> make_watcher(const WatchPlan& plan, const WatchOptions& options) {
+Result<Watcher> make_watcher(const WatchPlan& plan, const WatchOptions& options, std::size_t sockets) {
   Options wanted;
   wanted.source = plan.source;
   wanted.daemon_socket = options.socket;
+  wanted.max_watches = sockets;
   // It compares descriptor and socket, and of these sockets we have no descriptor.
   wanted.closed_check = std::chrono::hours(24 * 365);
   auto watcher = Watcher::create(std::move(wanted));
@@ -128,14 +130,23 @@ Result<Watcher> make_watcher(const WatchPlan& plan, const WatchOptions& options)
                     why));
 }
 
+// One for each connection of the process, which may have more than we may by default.
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 class Watching {
  public:
   Watching(const WatchOptions& options, WatchPlan plan) : options_(options), plan_(std::move(plan)) {}
 
   int run() {
+    raise_descriptor_limit();
     auto sockets = take_sockets(plan_.pid, plan_.local, plan_.remote);
     if (!sockets) return complain(sockets.error());
-    auto watcher = make_watcher(plan_, options_);
+    auto watcher = make_watcher(plan_, options_, sockets->size());
     if (!watcher) return complain(watcher.error());
     {
       const std::lock_guard lock(mutex_);
