@@ -36,6 +36,8 @@ class Crowd {
         return leave();
       case 's':
         return leave_slowly();
+      case 'L':
+        return leave_unseen();
       case 'd':
         return drop();
       default:
@@ -58,8 +60,14 @@ class Crowd {
     }
     return served;
   }
-  // How many alarms fire.
+  // How many alarms fire, and that each was told by the kernel: a client without a daemon looks by itself
+  // after a while.
   std::uint64_t leave() {
+    const std::uint64_t before = watcher_.stats().records;
+    const std::uint64_t fired = leave_unseen();
+    return eventually([&] { return watcher_.stats().records - before >= size_; }) ? fired : 0;
+  }
+  std::uint64_t leave_unseen() {
     for (Connection& connection : connections_) connection.peer.reset();
     eventually([this] { return fired_ >= size_; });
     return fired_;
@@ -218,10 +226,9 @@ TEST(AdoptionTest, WhoDoesNotComeBackIsGivenUpAndMayComeAnew) {
   auto daemon = std::make_unique<DaemonProcess>(home, std::vector<std::string>{"--config", config});
   const std::vector<Worker> workers = crowds(home, 1, 20);
   ask_all(workers, 'a');
-  ::kill(workers[0].pid(), SIGSTOP);
+  workers[0].pause();
   daemon->kill();
   daemon = std::make_unique<DaemonProcess>(home, std::vector<std::string>{"--config", config});
-  EXPECT_EQ(clients_in_kernel(home), 3U);
   ASSERT_TRUE(eventually([&] { return clients_in_kernel(home) == 0; }));
   ::kill(workers[0].pid(), SIGCONT);
   ASSERT_TRUE(eventually([&] { return all_connected(home, 1); }));
@@ -255,6 +262,10 @@ TEST(AdoptionTest, WhoBecameAnotherUserIsServedInTheEnd) {
   EXPECT_EQ(worker.ask('l'), 20U);
 }
 
+void remove_all_that_is_pinned(const DaemonHome& home) {
+  ASSERT_EQ(std::system((std::string(SOCKALARMD_PATH) + " --remove --bpffs " + home.bpffs()).c_str()), 0);
+}
+
 // All that was pinned is gone, and with it what the clients had: they register everything again and look for
 // themselves what happened meanwhile.
 TEST(AdoptionTest, ClientsComeAnewToADaemonThatKnowsNothing) {
@@ -263,13 +274,33 @@ TEST(AdoptionTest, ClientsComeAnewToADaemonThatKnowsNothing) {
   const std::vector<Worker> workers = crowds(home, 2, 50);
   ask_all(workers, 'a');
   daemon->kill();
-  for (const Worker& worker : workers) ::kill(worker.pid(), SIGSTOP);
-  ASSERT_EQ(std::system((std::string(SOCKALARMD_PATH) + " --remove --bpffs " + home.bpffs()).c_str()), 0);
-  for (const Worker& worker : workers) worker.tell('l');  // the peers leave unseen
+  for (const Worker& worker : workers) worker.pause();
+  remove_all_that_is_pinned(home);
+  for (const Worker& worker : workers) worker.tell('L');  // the peers leave unseen
   for (const Worker& worker : workers) ::kill(worker.pid(), SIGCONT);
   daemon = std::make_unique<DaemonProcess>(home);
   EXPECT_FALSE(status_of(home)["adopted"]);
   for (const Worker& worker : workers) EXPECT_EQ(worker.answer(), 50U);
+}
+
+// Nothing is left of what told them, and the next daemon does not take all of it again, or there is none:
+// they look by themselves.
+TEST(AdoptionTest, ClientsThatAreNotServedAnyMoreLookByThemselves) {
+  const DaemonHome home;
+  const auto config = home.file("config.toml");
+  for (const char* const next : {"", "[limits.user]\nwatches = 5\n", "[limits]\nslots = 10\n"}) {
+    auto daemon = std::make_unique<DaemonProcess>(home);
+    const std::vector<Worker> workers = crowds(home, 1, 20);
+    ASSERT_EQ(ask_all(workers, 'a'), std::vector<std::uint64_t>(1, 20));
+    daemon->kill();
+    remove_all_that_is_pinned(home);
+    std::ofstream(config) << next;
+    if (*next != 0)
+      daemon = std::make_unique<DaemonProcess>(home, std::vector<std::string>{"--config", config});
+    EXPECT_EQ(ask_all(workers, 'L'), std::vector<std::uint64_t>(1, 20)) << next;
+    daemon->kill();
+    remove_all_that_is_pinned(home);
+  }
 }
 
 TEST(AdoptionTest, TwoDaemonsDoNotShare) {

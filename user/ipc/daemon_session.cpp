@@ -86,7 +86,11 @@ Result<T> receive(int socket, ipc::Kind kind, std::uint32_t id, Clock::time_poin
   while ((received = ipc::receive_frame(socket, buffer, frame)) == ipc::Arrival::nothing)
     if (!await(socket, POLLIN, until))
       return fail(Error(std::make_error_code(std::errc::timed_out), "the daemon does not answer"));
-  if (received != ipc::Arrival::frame) return fail(gone("waiting for its answer"));
+  if (received != ipc::Arrival::frame)
+    return fail(
+        Error(std::make_error_code(std::errc::connection_reset),
+              "the daemon has hung up without an answer: it has ended, or has too many connections of "
+              "this user (its limits.user.connections)"));
   if (const auto refusal = frame.as<ipc::Reply>();
       refusal && refusal->header.kind == ipc::Kind::reply && kind != ipc::Kind::reply) {
     const std::string text(refusal->message.data(),
@@ -166,8 +170,8 @@ class DaemonSession final : public BpfSession {
     const std::lock_guard lock(mutex_);
     memory_->remember(slot, generation);
     if (slot >= enrolled_.size()) enrolled_.resize(std::max<std::size_t>(slot + 1, enrolled_.size() * 2));
-    auto done = send_watch({cookie, generation, fd}, slot);
-    if (done) enrolled_[slot] = {cookie, generation, fd};
+    auto done = send_watch({cookie, generation, fd, false}, slot);
+    if (done) enrolled_[slot] = {cookie, generation, fd, false};
     return done;
   }
 
@@ -221,10 +225,8 @@ class DaemonSession final : public BpfSession {
       resume(unseen);
     else if (heard && connection_ && has_hung_up(connection_.get()))
       lose();
-    else if (expired && !serving())
-      connection_ ? lose() : reconnect();
     else if (expired)
-      enroll_again(unseen);
+      try_again(unseen);
   }
 
  private:
@@ -368,7 +370,10 @@ class DaemonSession final : public BpfSession {
   void resume(std::vector<std::uint64_t>& unseen) {
     const auto now = Clock::now();
     auto welcome = receive<ipc::Welcome>(connection_.get(), ipc::Kind::welcome, hello_id_, now);
-    if (!welcome || !check(*welcome)) return lose();
+    if (!welcome || !check(*welcome)) {
+      look_at_all(unseen);
+      return lose();
+    }
     tend(EPOLL_CTL_MOD, connection_.get(), EPOLLRDHUP);
     resuming_ = false;
     retry_ = kFirstRetry;
@@ -380,6 +385,14 @@ class DaemonSession final : public BpfSession {
     enroll_again(unseen);
     if (serving()) [[maybe_unused]]
       auto done = request(ipc::Reads{{ipc::Kind::reads, ++last_id_}, reads_ ? 1U : 0U, 0});
+  }
+
+  // The timer has expired.
+  void try_again(std::vector<std::uint64_t>& unseen) {
+    if (serving()) return enroll_again(unseen);
+    connection_ ? lose() : reconnect();
+    // The programs may be gone with it (sockalarmd --remove): nobody would tell.
+    if (!connection_ && retry_ == kLongestRetry) look_at_all(unseen);
   }
 
   // The daemon has: everything again.
@@ -404,6 +417,11 @@ class DaemonSession final : public BpfSession {
       ++refusals;
     }
     if (serving() && !unenrolled_.empty()) set_timer(kLongestRetry);
+  }
+
+  void look_at_all(std::vector<std::uint64_t>& unseen) const {
+    for (const Enrolled& one : enrolled_)
+      if (one.cookie != 0) unseen.push_back(one.cookie);
   }
 
   const std::string path_;
