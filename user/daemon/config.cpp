@@ -108,7 +108,7 @@ Result<Config> read_config(const std::string& path) {
     reader.text(file, "socket", config.socket);
     reader.number(file, "socket_mode", 0, 0777, config.socket_mode);
     reader.text(file, "bpffs", config.bpffs);
-    reader.one_of(file, "log_level", kLogLevels, config.log_level);
+    reader.one_of(file, "log_level", log_levels(), config.log_level);
     std::int64_t grace = config.grace.count();
     reader.number(file, "grace", 1, 86'400, grace);
     config.grace = std::chrono::seconds(grace);

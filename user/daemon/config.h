@@ -36,7 +36,7 @@ struct Config {
 };
 
 // Of spdlog, which takes any other word for "off".
-inline const std::vector<std::string> kLogLevels = {"trace", "debug", "info", "warning", "error", "off"};
+inline std::vector<std::string> log_levels() { return {"trace", "debug", "info", "warning", "error", "off"}; }
 
 // Errors name the file, the line and what was expected. An empty path: the defaults.
 Result<Config> read_config(const std::string& path);

@@ -111,7 +111,7 @@ int main(int argc, char** argv) {
     app.add_option("--bpffs", arguments.bpffs,
                    "directory on a BPF file system, for what outlives this process");
     app.add_option("--log-level", arguments.log_level, "what to say")
-        ->check(CLI::IsMember(sockalarm::daemon::kLogLevels));
+        ->check(CLI::IsMember(sockalarm::daemon::log_levels()));
     app.add_flag("--remove", arguments.remove, "take everything out of the kernel, and end");
     app.footer("Example:\n  sockalarmd --socket /tmp/s.sock --bpffs /sys/fs/bpf/sockalarm --log-level debug");
     CLI11_PARSE(app, argc, argv);
