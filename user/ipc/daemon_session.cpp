@@ -170,8 +170,8 @@ class DaemonSession final : public BpfSession {
     const std::lock_guard lock(mutex_);
     memory_->remember(slot, generation);
     if (slot >= enrolled_.size()) enrolled_.resize(std::max<std::size_t>(slot + 1, enrolled_.size() * 2));
-    auto done = send_watch({cookie, generation, fd, false}, slot);
-    if (done) enrolled_[slot] = {cookie, generation, fd, false};
+    auto done = send_watch({cookie, generation, fd}, slot);
+    if (done) enrolled_[slot] = {cookie, generation, fd};
     return done;
   }
 
