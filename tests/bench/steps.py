@@ -73,7 +73,6 @@ def steps_of(found):
     steps = {
         "close_to_fin_us": step("close", "fin"),
         "fin_to_interrupt_us": step("fin", "interrupt"),
-        
         "fin_to_waking_us": step("fin", "woken"),
         "waking_to_running_us": step("woken", "runs"),
         "running_to_called_us": step("runs", "called"),

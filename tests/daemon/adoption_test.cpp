@@ -116,13 +116,6 @@ std::vector<Worker> crowds(const DaemonHome& home, std::size_t count, std::size_
   return workers;
 }
 
-std::vector<std::uint64_t> ask_all(const std::vector<Worker>& workers, char letter) {
-  for (const Worker& worker : workers) worker.tell(letter);
-  std::vector<std::uint64_t> answers;
-  for (const Worker& worker : workers) answers.push_back(worker.answer().value_or(~std::uint64_t{0}));
-  return answers;
-}
-
 // SOCKALARM_ADOPTION_ROUNDS and _WATCHES make it longer: 50 and 9000 are what is promised.
 TEST(AdoptionTest, WhoeverLeavesWhileTheDaemonIsDeadIsSeen) {
   const std::size_t rounds = from_environment("SOCKALARM_ADOPTION_ROUNDS", 3), kClients = 4;

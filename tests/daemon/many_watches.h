@@ -143,12 +143,6 @@ inline nlohmann::json measure_many_watches(std::size_t clients, std::size_t each
           return [many](char letter) { return (*many)(letter); };
         },
         0);
-  const auto ask = [&](char letter) {
-    for (const Worker& worker : workers) worker.tell(letter);
-    std::vector<std::uint64_t> answers;
-    for (const Worker& worker : workers) answers.push_back(worker.answer().value_or(~std::uint64_t{0}));
-    return answers;
-  };
   const auto sum = [](const std::vector<std::uint64_t>& of) {
     return static_cast<double>(std::accumulate(of.begin(), of.end(), std::uint64_t{0}));
   };
@@ -158,7 +152,7 @@ inline nlohmann::json measure_many_watches(std::size_t clients, std::size_t each
   const auto timed = [&](char letter, const char* name, const std::vector<std::uint64_t>& expected) {
     const auto cpu = cpu_time_of(daemon.pid());
     const auto begin = Clock::now();
-    check(ask(letter) == expected, name);
+    check(ask_all(workers, letter) == expected, name);
     row[std::string(name) + "_us_per_watch"] =
         std::chrono::duration<double, std::micro>(Clock::now() - begin).count() / total;
     row[std::string(name) + "_daemon_cpu_us_per_watch"] =
@@ -166,14 +160,14 @@ inline nlohmann::json measure_many_watches(std::size_t clients, std::size_t each
   };
   timed('c', "connect", all);
   const auto daemon_before = memory_of(daemon.pid(), "RssAnon");
-  const auto clients_before = sum(ask('m'));
+  const auto clients_before = sum(ask_all(workers, 'm'));
   timed('w', "watch", all);
   check(entries_of(home, "registry") == clients * each, "not everything is registered");
   row["daemon_bytes_per_watch"] =
       static_cast<double>(memory_of(daemon.pid(), "RssAnon") - daemon_before) / total;
-  row["client_bytes_per_watch"] = (sum(ask('m')) - clients_before) / total;
+  row["client_bytes_per_watch"] = (sum(ask_all(workers, 'm')) - clients_before) / total;
   timed('a', "arm", all);
-  row["client_bytes_per_armed_watch"] = (sum(ask('m')) - clients_before) / total;
+  row["client_bytes_per_armed_watch"] = (sum(ask_all(workers, 'm')) - clients_before) / total;
   row["table_bytes_per_watch"] = sizeof(sockalarm_watch_state);
   row["registry_bytes_per_place"] =
       static_cast<double>(map_bytes(home, "registry")) / status_of(home)["limits"]["watches"].get<double>();

@@ -227,6 +227,14 @@ class Worker {
   pid_t pid_ = 0;
 };
 
+// All at once; ~0: one has ended instead of answering.
+inline std::vector<std::uint64_t> ask_all(const std::vector<Worker>& workers, char letter) {
+  for (const Worker& worker : workers) worker.tell(letter);
+  std::vector<std::uint64_t> answers;
+  for (const Worker& worker : workers) answers.push_back(worker.answer().value_or(~std::uint64_t{0}));
+  return answers;
+}
+
 inline Watcher daemon_watcher(const DaemonHome& home, Options options = {}) {
   options.source = SourceKind::daemon;
   options.daemon_socket = home.socket();

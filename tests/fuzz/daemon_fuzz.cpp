@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "daemon/connection.h"
+#include "fuzz/checks.h"
 #include "fuzz/kernel_side_in_memory.h"
 #include "ipc/scm_rights.h"
 
@@ -25,18 +26,8 @@ namespace {
 
 using namespace sockalarm;
 using daemon::Connection;
-
-void require(bool holds) {
-  if (!holds) std::abort();
-}
-
-// The lowest free number: the same before and after, unless something leaked.
-int lowest_free() {
-  const int fd = ::fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 0);
-  require(fd >= 0);
-  ::close(fd);
-  return fd;
-}
+using fuzz::lowest_free;
+using fuzz::require;
 
 std::uint64_t cookie_of(int fd) {
   std::uint64_t cookie = 0;

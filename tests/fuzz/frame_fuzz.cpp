@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "fuzz/checks.h"
 #include "ipc/frame.h"
 
 // The frame decoder against any peer. The first byte of the input says in pieces of which size the rest
@@ -17,21 +18,11 @@
 namespace {
 
 using sockalarm::UniqueFd;
+using sockalarm::fuzz::lowest_free;
+using sockalarm::fuzz::require;
 using sockalarm::ipc::FrameDecoder;
 
 constexpr FrameDecoder::Limits kLimits{.bytes = 512, .fds = 12};
-
-void require(bool holds) {
-  if (!holds) std::abort();
-}
-
-// The lowest free number: the same before and after, unless something leaked.
-int lowest_free() {
-  const int fd = ::fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 0);
-  require(fd >= 0);
-  ::close(fd);
-  return fd;
-}
 
 std::vector<UniqueFd> descriptors(std::size_t count) {
   std::vector<UniqueFd> made;
