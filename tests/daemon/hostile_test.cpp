@@ -171,7 +171,7 @@ TEST_F(HostileTest, WrongDescriptors) {
 // sendmsg(2) takes 253 at most (SCM_MAX_FD).
 TEST_F(HostileTest, ManyDescriptors) {
   hostile([&] {
-    for (const std::size_t count : {2, 3, 253}) {
+    for (const std::size_t count : {2U, 3U, 253U}) {
       RawClient client(home_.socket());
       ASSERT_TRUE(client.greet());
       const Connection tcp = tcp_pair();

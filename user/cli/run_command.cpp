@@ -322,7 +322,7 @@ int run_command(const RunOptions& options) {
   return Runner(options, std::move(*plan)).run();
 }
 
-constexpr const char* kFooter =
+constexpr const char* kRunFooter =
     "What happens when the client leaves or the time is over: the --then actions, the signal, and KILL after "
     "--kill-after. Everything that the command started is ended with it, also when sockalarm itself is sent "
     "TERM, INT, HUP or QUIT.\n\n"
@@ -387,7 +387,7 @@ void add_run(CLI::App& app, Task& chosen, const std::vector<std::string>& comman
   sub->add_flag("--json", options->json, "the same as one JSON object per line");
   sub->add_option("COMMAND", *before, "the command and its arguments, after --");
   sub->allow_extras();
-  sub->footer(kFooter);
+  sub->footer(kRunFooter);
   sub->callback([&chosen, &command, sub, options, before] {
     chosen = [&command, sub, options, before] {
       if (const auto wrong = misplaced(*before, sub->remaining(), command)) {

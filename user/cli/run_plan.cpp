@@ -9,11 +9,10 @@
 
 #include "base/signal_text.h"
 #include "base/text.h"
+#include "cli/usage.h"
 
 namespace sockalarm::cli {
 namespace {
-
-Error usage(std::string message) { return {Errc::invalid_text, std::move(message)}; }
 
 bool is_stream(const DescriptorInfo& info) {
   static constexpr std::string_view kKinds[] = {"tcp",         "mptcp",          "sctp",

@@ -15,6 +15,7 @@
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/process_sockets.h"
+#include "cli/usage.h"
 
 namespace sockalarm::cli {
 namespace {
@@ -37,8 +38,6 @@ struct WatchPlan {
   SourceKind source = SourceKind::automatic;
   std::vector<Action> actions;
 };
-
-Error usage(std::string message) { return {Errc::invalid_text, std::move(message)}; }
 
 Result<std::optional<AddressPattern>> read_pattern(const char* option,
                                                    const std::optional<std::string>& text) {
@@ -255,7 +254,7 @@ class Watching {
   std::vector<std::unique_ptr<Item>> items_;  // the last member: its alarms use the others
 };
 
-constexpr const char* kFooter =
+constexpr const char* kWatchFooter =
     "Copies of the process's descriptors are taken (pidfd_getfd, so as its user or as root), registered with "
     "sockalarmd or with BPF programs of our own, and closed again: the process and its peers notice nothing. "
     "Connections that it makes later are not watched. ACTION, once for each connection: run:PROGRAM, "
@@ -283,7 +282,7 @@ void add_watch(CLI::App& app, Task& chosen) {
   sub->add_option("--socket", options->socket, "where sockalarmd listens")->type_name("PATH");
   sub->add_flag("--json", options->json, "print one JSON object per line");
   sub->add_option("ACTION", options->actions, "what to do then, one after the other");
-  sub->footer(kFooter);
+  sub->footer(kWatchFooter);
   sub->callback([&chosen, options] {
     chosen = [options] {
       auto plan = make_plan(*options);

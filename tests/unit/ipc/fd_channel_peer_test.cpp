@@ -60,7 +60,7 @@ TEST(FdChannelTest, WhatADeadPeerSentIsReceivedFirst) {
   auto [a, b] = FdChannel::pair({}, end.options()).value();
   for (int i = 0; i < 3; ++i) ASSERT_TRUE(a.send(numbered_file(i)));
   a.finish();
-  ASSERT_TRUE(serve({&a}, [&, &a = a] { return a.ended(); }));
+  ASSERT_TRUE(serve({&a}, [&] { return a.ended(); }));
   std::vector<int> received;
   for (int i = 0; i < 4; ++i)
     ASSERT_TRUE(b.receive([&](const FdMessage& m) {
@@ -80,7 +80,7 @@ TEST(FdChannelTest, MessagesNobodyWantsDoNotKeepTheLoopBusy) {
   auto [a, b] = FdChannel::pair({}, end.options()).value();
   ASSERT_TRUE(a.send(numbered_file(5)));
   a.finish();
-  ASSERT_TRUE(serve({&a}, [&, &a = a] { return a.ended(); }));
+  ASSERT_TRUE(serve({&a}, [&] { return a.ended(); }));
   b.process();
   pollfd waited{b.poll_fd(), b.poll_events(), 0};
   EXPECT_EQ(::poll(&waited, 1, 0), 0);

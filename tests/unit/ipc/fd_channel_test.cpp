@@ -212,7 +212,7 @@ TEST(FdChannelTest, AChannelOverAChannel) {
   auto [inner, passed] = FdChannel::pair().value();
   // What nobody has received goes with it.
   ASSERT_TRUE(inner.send(numbered_file(1)));
-  ASSERT_TRUE(serve({&inner}, [&, &inner = inner] { return inner.queued() == 0; }));
+  ASSERT_TRUE(serve({&inner}, [&] { return inner.queued() == 0; }));
   ASSERT_TRUE(a.send(passed.release().value()));
   std::optional<FdChannel> arrived;
   ASSERT_TRUE(
@@ -275,7 +275,7 @@ TEST(FdChannelTest, AFullTableLosesNothing) {
 TEST(FdChannelTest, AFullTableKeepsNobodyFromSending) {
   auto [a, b] = FdChannel::pair().value();
   for (int i = 0; i < 3; ++i) ASSERT_TRUE(a.send(numbered_file(i)));
-  ASSERT_TRUE(serve({&a}, [&, &a = a] { return a.queued() == 0; }));
+  ASSERT_TRUE(serve({&a}, [&] { return a.queued() == 0; }));
   std::vector<UniqueFd> got;
   bool answered = false;
   for (int i = 0; i < 3; ++i)
@@ -284,7 +284,7 @@ TEST(FdChannelTest, AFullTableKeepsNobodyFromSending) {
   {
     TableFiller filler;
     // Off Linux one has room in reserve.
-    ASSERT_TRUE(serve({&b}, [&, &b = b] { return b.waiting_for_room(); }));
+    ASSERT_TRUE(serve({&b}, [&] { return b.waiting_for_room(); }));
     ASSERT_TRUE(b.send(message_of("busy")));
     ASSERT_TRUE(serve({&a, &b}, [&] { return answered; }));
     EXPECT_LT(got.size(), 2U);
@@ -302,13 +302,13 @@ TEST(FdChannelTest, AMessageWithoutDescriptorsIsNotHeldUpByTheNext) {
   std::vector<UniqueFd> two;
   for (int i = 0; i < 2; ++i) two.push_back(numbered_file(i));
   ASSERT_TRUE(a.send(message_of("two", std::move(two))));
-  ASSERT_TRUE(serve({&a}, [&, &a = a] { return a.queued() == 0; }));
+  ASSERT_TRUE(serve({&a}, [&] { return a.queued() == 0; }));
   std::vector<std::size_t> counts;
   for (int i = 0; i < 5; ++i)
     ASSERT_TRUE(b.receive([&](const FdMessage& m) { counts.push_back(m.fds.size()); }));
   {
     TableFiller filler;
-    ASSERT_TRUE(serve({&b}, [&, &b = b] { return b.waiting_for_room(); }));
+    ASSERT_TRUE(serve({&b}, [&] { return b.waiting_for_room(); }));
     EXPECT_EQ(counts, (std::vector<std::size_t>{0, 0, 0, 0}));
   }
   ASSERT_TRUE(serve({&b}, [&] { return counts.size() == 5; }));
@@ -341,7 +341,7 @@ TEST(FdChannelTest, TheSendQueueIsBoundedAndGivesBackWhatItRefuses) {
   FdMessage next = message_of("1");
   EXPECT_EQ(a.send(std::move(next)).error().code(), Errc::queue_full);
   EXPECT_EQ(next.payload.size(), 1U);
-  ASSERT_TRUE(serve({&a}, [&, &a = a] { return a.queued() == 0; }));
+  ASSERT_TRUE(serve({&a}, [&] { return a.queued() == 0; }));
   for (int i = 0; i < 2; ++i) ASSERT_TRUE(a.send(make_file()));
   UniqueFd third = make_file();
   EXPECT_EQ(a.send(std::move(third)).error().code(), Errc::queue_full);
@@ -395,7 +395,7 @@ TEST(FdChannelTest, OnItsOwnThreadWithCallsFromOthers) {
   auto [a, b] = FdChannel::pair(std::move(first), std::move(second)).value();
   std::vector<std::vector<int>> received(kThreads);
   int count = 0;
-  std::function<void(const FdMessage&)> take = [&, &b = b](const FdMessage& m) {
+  std::function<void(const FdMessage&)> take = [&](const FdMessage& m) {
     const int number = number_of(m.fds.at(0));
     received[static_cast<std::size_t>(number / kEach)].push_back(number % kEach);
     if (++count == kThreads * kEach)
@@ -406,7 +406,7 @@ TEST(FdChannelTest, OnItsOwnThreadWithCallsFromOthers) {
   ASSERT_TRUE(b.receive(take));
   std::vector<std::thread> threads;
   for (int t = 0; t < kThreads; ++t)
-    threads.emplace_back([&, &a = a, t] {
+    threads.emplace_back([&, t] {
       for (int i = 0; i < kEach; ++i) EXPECT_TRUE(a.send(numbered_file(t * kEach + i)));
     });
   for (std::thread& thread : threads) thread.join();
@@ -420,7 +420,7 @@ TEST(FdChannelTest, OnItsOwnThreadWithCallsFromOthers) {
 #if SOCKALARM_LINUX
 TEST(FdChannelTest, AWaitThatHasBegunHearsOfOtherThreadsCalls) {
   auto [a, b] = FdChannel::pair().value();
-  std::thread sender([&a = a] { EXPECT_TRUE(a.send(message_of("x"))); });
+  std::thread sender([&a] { EXPECT_TRUE(a.send(message_of("x"))); });
   pollfd waited{a.poll_fd(), a.poll_events(), 0};
   EXPECT_EQ(::poll(&waited, 1, 60'000), 1);
   sender.join();
@@ -430,7 +430,7 @@ TEST(FdChannelTest, AWaitThatHasBegunHearsOfOtherThreadsCalls) {
 TEST(FdChannelTest, InertAfterFork) {
   auto [a, b] = FdChannel::pair().value();
   ASSERT_TRUE(a.send(numbered_file(1)));
-  EXPECT_EQ(Child([&, &a = a, &b = b] {
+  EXPECT_EQ(Child([&] {
               if (a.process() || a.poll_fd() >= 0) return 1;
               if (a.send(make_file()).error().code() != Errc::inert_after_fork) return 2;
               if (b.receive({}).error().code() != Errc::inert_after_fork) return 3;
