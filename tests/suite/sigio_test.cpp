@@ -94,6 +94,39 @@ TEST_P(SigioTest, HandlersAndFlagsAreRestored) {
   ::sigaction(SIGIO, &before, nullptr);
 }
 
+// Such as the dispatcher's, when it has waited for the thread for long enough. The call has been wound back
+// by then.
+TEST_P(SigioTest, ASignalDuringTheHandlerEndsTheCall) {
+  // An earlier test of this process closed a socket before its Watch: the handlers are in place already.
+  if (detail::Sigio::must_stay()) return;
+  struct sigaction own{}, before{};
+  own.sa_handler = [](int) { ::syscall(SYS_tgkill, ::getpid(), thread_id(), SIGALRM); };
+  own.sa_flags = SA_RESTART;
+  ::sigaction(SIGIO, &own, &before);
+  {
+    SOCKALARM_WATCHER(watcher, GetParam());
+    EXPECT_EQ(watcher.describe().delivery, Delivery::sigio);
+    const SignalCounter signals(SIGALRM);
+    Connection database = tcp_pair();
+    std::promise<pid_t> running;
+    std::promise<int> ended;
+    std::thread blocked([&] {
+      running.set_value(thread_id());
+      char byte = 0;
+      ended.set_value(::recv(database.ours.get(), &byte, 1, 0) < 0 ? errno : 0);
+    });
+    const pid_t tid = running.get_future().get();
+    EXPECT_TRUE(eventually([&] { return is_asleep(tid); }));
+    EXPECT_EQ(::syscall(SYS_tgkill, ::getpid(), tid, SIGIO), 0);
+    std::future<int> error = ended.get_future();
+    if (error.wait_for(kPatience) != std::future_status::ready) send_text(database.peer.get(), "it went on");
+    EXPECT_EQ(error.get(), EINTR);
+    blocked.join();
+    EXPECT_EQ(signals.count(), 1);
+  }
+  ::sigaction(SIGIO, &before, nullptr);
+}
+
 // Signals that a thread blocks are still pending when the handler goes; the default action would end the
 // process.
 TEST_P(SigioTest, PendingSignalsGoWithTheHandler) {

@@ -120,21 +120,49 @@ void end_restarted_call([[maybe_unused]] void* context) noexcept {
 #endif
 }
 
+bool ends_calls(int number) noexcept {
+  struct sigaction theirs{};
+  return ::sigaction(number, nullptr, &theirs) == 0 && theirs.sa_handler != SIG_DFL &&
+         theirs.sa_handler != SIG_IGN && (theirs.sa_flags & SA_RESTART) == 0;
+}
+
 // Called with the lock held, in the thread itself. True: one of the signals is to end the call that it
 // interrupts.
 bool serve(ThreadAlarms& alarms) noexcept {
-  bool ends_calls = false;
+  bool ends = false;
   for (AlarmRecord* record = alarms.first; record != nullptr; record = record->next_listed) {
-    struct sigaction theirs{};
-    if (const int number = record->socket->core->deliver_here(*record);
-        number != 0 && ::sigaction(number, nullptr, &theirs) == 0)
-      ends_calls |= (theirs.sa_flags & SA_RESTART) == 0;
+    const int number = record->socket->core->deliver_here(*record);
+    ends |= number != 0 && ends_calls(number);
   }
-  return ends_calls;
+  return ends;
+}
+
+// A signal that came while our handler ran, from the dispatcher that was tired of waiting for us, say, would
+// have ended the call, too, but is handled only when the call has been wound back. One that comes between
+// this look and our return is like one that comes just before the call is made.
+bool pending_ends_calls(void* context) noexcept {
+  sigset_t pending;
+  if (::sigpending(&pending) != 0) return false;
+  for (int number = 1; number < NSIG; ++number)
+    if (::sigismember(&pending, number) == 1 &&
+        ::sigismember(&static_cast<ucontext_t*>(context)->uc_sigmask, number) == 0 && ends_calls(number))
+      return true;
+  return false;
+}
+
+// To the program's own handler. True: it is one that ends calls.
+bool pass_on(int number, siginfo_t* info, void* context) {
+  if (previous_io.sa_handler == SIG_DFL || previous_io.sa_handler == SIG_IGN) return false;
+  if ((previous_io.sa_flags & SA_SIGINFO) != 0)
+    previous_io.sa_sigaction(number, info, context);
+  else
+    previous_io.sa_handler(number);
+  return (previous_io.sa_flags & SA_RESTART) == 0;
 }
 
 void on_signal(int number, siginfo_t* info, void* context) {
   const int saved = errno;
+  bool ends = false;
   if (ThreadAlarms* alarms = my_alarms_now; alarms != nullptr) {
     bool locked = alarms->try_lock();
     if (!locked) {
@@ -143,16 +171,15 @@ void on_signal(int number, siginfo_t* info, void* context) {
     }
     if (locked) {
       alarms->missed.store(false);
-      if (serve(*alarms)) end_restarted_call(context);
+      ends = serve(*alarms);
       alarms->unlock();
     }
   }
   errno = saved;
-  if (number != SIGIO) return;
-  if ((previous_io.sa_flags & SA_SIGINFO) != 0)
-    previous_io.sa_sigaction(number, info, context);
-  else if (previous_io.sa_handler != SIG_DFL && previous_io.sa_handler != SIG_IGN)
-    previous_io.sa_handler(number);
+  if (number == SIGIO) ends |= pass_on(number, info, context);
+  const int theirs = errno;
+  if (ends || pending_ends_calls(context)) end_restarted_call(context);
+  errno = theirs;
 }
 
 bool is_ours(int number) noexcept {
