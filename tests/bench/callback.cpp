@@ -27,8 +27,10 @@ constexpr const char* kBaseline = "epoll_thread";
 class Mailbox {
  public:
   Mailbox() : ready_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) { require(bool(ready_), "eventfd"); }
-  void called() {
+  // happened: when the kernel saw the peer leave; 0: not known.
+  void called(std::int64_t happened = 0) {
     const std::int64_t now = now_ns();
+    happened_.store(happened);
     at_.store(now);
     ::eventfd_write(ready_.get(), 1);
   }
@@ -43,10 +45,11 @@ class Mailbox {
     }
     return at_.load();
   }
+  std::int64_t happened() const { return happened_.load(); }
 
  private:
   UniqueFd ready_;
-  std::atomic<std::int64_t> at_{0};
+  std::atomic<std::int64_t> at_{0}, happened_{0};
 };
 
 struct Kind {
@@ -62,8 +65,12 @@ Kind sockalarm_kind(const std::string& name, SourceKind source, Waking waking) {
             options.waking = waking;
             auto watcher = make_watcher(std::move(options));
             if (!watcher) throw std::runtime_error(watcher.error().message());
-            return std::make_unique<SockalarmContender>(std::move(*watcher),
-                                                        call([&mailbox] { mailbox.called(); }));
+            const bool recorded = source == SourceKind::kernel;
+            return std::make_unique<SockalarmContender>(
+                std::move(*watcher), call([&mailbox, recorded](const Event& event) {
+                  mailbox.called(recorded ? event.at.time_since_epoch() / std::chrono::nanoseconds(1) : 0);
+                  return Verdict::proceed;
+                }));
           }};
 }
 
@@ -84,7 +91,7 @@ std::vector<Kind> kinds() {
 
 // What one contender did beside one number of watches.
 struct Series {
-  std::vector<double> us, block_medians;
+  std::vector<double> us, block_medians, until_seen_us;
   std::uint64_t missed = 0;
   std::string why_not;
 };
@@ -114,6 +121,8 @@ struct Bench {
       contender->prepare(fds);
       contender->arm(0, idle.size());
       const OtherThreads threads;
+      std::optional<OwnCpu> given_away;  // what the mode is for; else the scheduler wakes the peer there, too
+      if (!kind.sleeps) given_away.emplace(threads.ids(), peer.pid());
       for (std::size_t i = 0; i < samples; ++i) {
         contender->arm(idle.size() + i * step, step);
         if (kind.sleeps) threads.await_asleep();
@@ -127,6 +136,8 @@ struct Bench {
           ++series.missed;
         else if (i >= kWarmUp)
           us.push_back(microseconds(at - peer.closed_at()));
+        if (at != 0 && i >= kWarmUp && mailbox.happened() != 0)
+          series.until_seen_us.push_back(microseconds(mailbox.happened() - peer.closed_at()));
       }
       contender->forget();
       if (kind.sleeps) threads.await_asleep();
@@ -157,6 +168,7 @@ Json rows_of(const std::vector<Kind>& all, Table& table, Table* single) {
     }
     Json row = latencies(series.us);
     row["missed"] = series.missed;
+    if (!series.until_seen_us.empty()) row["p50_until_seen_us"] = median(series.until_seen_us);
     row["p50_to_epoll"] = ratios(series, table[kBaseline]);
     if (single != nullptr) row["p50_to_one_watch"] = ratios(series, (*single)[kind.name]);
     rows[kind.name] = row;

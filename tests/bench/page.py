@@ -170,8 +170,8 @@ def direct(results, drawn):
 
 def callback(results, drawn):
     text, by_count = words.CALLBACK, rows_of(results, "callback").get("watches", {})
-    header = ["p50 µs", "p90 µs", "p99 µs", "p50 to epoll thread", "p50 to one watch"]
-    keys = ["p50_us", "p90_us", "p99_us", "p50_to_epoll", "p50_to_one_watch"]
+    header = ["p50 µs", "p90 µs", "p99 µs", "p50 to epoll thread", "p50 to one watch", "FIN seen after, µs"]
+    keys = ["p50_us", "p90_us", "p99_us", "p50_to_epoll", "p50_to_one_watch", "p50_until_seen_us"]
     for count in sorted(by_count, key=int):
         rows = by_count[count]
         text += f"\n{int(count):,} {'watch' if count == '1' else 'watches'}:\n" + contenders(header, keys, rows)

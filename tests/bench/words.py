@@ -60,7 +60,10 @@ signal has come. In the second it goes to sleep at once, which makes room for th
 CALLBACK = """## A function on the background thread
 
 The same, to the first instruction of a function that an alarm calls, or that a thread calls which waits in epoll or poll;
-beside connections that are watched too and stay idle. *To one watch*: what the idle ones add.
+beside connections that are watched too and stay idle. *To one watch*: what the idle ones add. *FIN seen after*: the median
+time from before the peer's `close()` until the kernel changed the state of our socket. Everybody pays that first, an epoll
+thread too; no way of waiting can be faster. The thread that spins has a CPU for itself, as that mode is meant (the peer, which
+else might be woken on it, keeps off); all others run where the scheduler likes.
 """
 
 AFTER_ACTIVITY = """

@@ -29,6 +29,8 @@ class Peer {
     remote_.reset();
   }
 
+  pid_t pid() const noexcept { return child_.front().pid(); }
+
   // Makes connections and keeps their other ends in that group (0 or 1), which must be empty. Gives our ends.
   std::vector<UniqueFd> connect(std::uint32_t group, std::size_t count) {
     send({Verb::connect, group, 0, static_cast<std::uint32_t>(count), 0, 0});

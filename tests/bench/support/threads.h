@@ -60,6 +60,35 @@ class OtherThreads {
   std::vector<UniqueFd> stats_;
 };
 
+// Gives some threads the last CPU for themselves while it lives: the calling thread and the peer keep off it.
+// Does nothing where there is only one.
+class OwnCpu {
+ public:
+  OwnCpu(const std::vector<pid_t>& threads, pid_t peer) : others_{0, peer} {
+    if (::sched_getaffinity(0, sizeof before_, &before_) != 0 || CPU_COUNT(&before_) < 2) {
+      others_.clear();
+      return;
+    }
+    unsigned last = CPU_SETSIZE - 1;
+    while (!CPU_ISSET(last, &before_)) --last;
+    cpu_set_t one, rest = before_;
+    CPU_ZERO(&one);
+    CPU_SET(last, &one);
+    CPU_CLR(last, &rest);
+    for (const pid_t thread : threads) ::sched_setaffinity(thread, sizeof one, &one);
+    for (const pid_t other : others_) ::sched_setaffinity(other, sizeof rest, &rest);
+  }
+  ~OwnCpu() {
+    for (const pid_t other : others_) ::sched_setaffinity(other, sizeof before_, &before_);
+  }
+  OwnCpu(const OwnCpu&) = delete;
+  OwnCpu& operator=(const OwnCpu&) = delete;
+
+ private:
+  std::vector<pid_t> others_;
+  cpu_set_t before_{};
+};
+
 // Creates a thread to which no signal of the process is delivered.
 template <class Body>
 std::thread quiet_thread(Body body) {
