@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <sys/resource.h>
 
-#include <atomic>
 #include <fstream>
 #include <memory>
 #include <thread>
 
-#include "daemon/raw_client.h"
+#include "daemon/crowd.h"
 
 // The daemon dies, its clients do not notice; it comes back, and they go on.
 
@@ -18,10 +17,9 @@ std::size_t from_environment(const char* name, std::size_t otherwise) {
   return text != nullptr ? std::stoul(text) : otherwise;
 }
 
-// A client with connections of its own, both ends.
-class Crowd {
+class Clients : public Crowd {
  public:
-  Crowd(const DaemonHome& home, std::size_t size) : watcher_(daemon_watcher(home)), size_(size) {
+  Clients(const DaemonHome& home, std::size_t size) : Crowd(daemon_watcher(home), size) {
     rlimit limit{};
     ::getrlimit(RLIMIT_NOFILE, &limit);
     limit.rlim_cur = limit.rlim_max;
@@ -31,13 +29,13 @@ class Crowd {
   std::uint64_t operator()(char letter) {
     switch (letter) {
       case 'a':
-        return arm();
+        return begin();
       case 'l':
-        return leave();
+        return leave_seen();
       case 's':
         return leave_slowly();
       case 'L':
-        return leave_unseen();
+        return leave();
       case 'd':
         return drop();
       default:
@@ -47,30 +45,18 @@ class Crowd {
 
  private:
   // How many are served by the daemon.
-  std::uint64_t arm() {
-    const Listener listener = listen_on(AF_INET);
-    fired_ = 0;
-    std::uint64_t served = 0;
-    for (std::size_t i = 0; i < size_; ++i) {
-      UniqueFd peer = connect_to(listener);
-      connections_.emplace_back(accept_from(listener), std::move(peer));
-      watches_.push_back(watcher_.watch(connections_.back().ours.get()).value());
-      alarms_.push_back(watches_.back().arm(call([this] { ++fired_; })).value());
-      served += watches_.back().source() == SourceKind::daemon ? 1 : 0;
-    }
+  std::uint64_t begin() {
+    connect();
+    const std::uint64_t served = watch();
+    arm();
     return served;
   }
   // How many alarms fire, and that each was told by the kernel: a client without a daemon looks by itself
   // after a while.
-  std::uint64_t leave() {
+  std::uint64_t leave_seen() {
     const std::uint64_t before = watcher_.stats().records;
-    const std::uint64_t fired = leave_unseen();
+    const std::uint64_t fired = leave();
     return eventually([&] { return watcher_.stats().records - before >= size_; }) ? fired : 0;
-  }
-  std::uint64_t leave_unseen() {
-    for (Connection& connection : connections_) connection.peer.reset();
-    eventually([this] { return fired_ >= size_; });
-    return fired_;
   }
   // One after the other, for three seconds.
   std::uint64_t leave_slowly() {
@@ -80,12 +66,6 @@ class Crowd {
       eventually([&] { return fired_ > i; });
     }
     return fired_;
-  }
-  std::uint64_t drop() {
-    alarms_.clear();
-    watches_.clear();
-    connections_.clear();
-    return 1;
   }
   // A single one, by a signal in the thread itself.
   std::uint64_t one_more() {
@@ -97,20 +77,13 @@ class Crowd {
     eventually([&] { return alarm.triggered(); });
     return watch.source() == SourceKind::daemon && watcher_.stats().fired_directly == before + 1 ? 1 : 0;
   }
-
-  Watcher watcher_;
-  const std::size_t size_;
-  std::atomic<std::uint64_t> fired_{0};
-  std::vector<Connection> connections_;
-  std::vector<Watch> watches_;
-  std::vector<Alarm> alarms_;
 };
 
 std::vector<Worker> crowds(const DaemonHome& home, std::size_t count, std::size_t size) {
   std::vector<Worker> workers;
   for (std::size_t i = 0; i < count; ++i)
     workers.emplace_back([&] {
-      auto crowd = std::make_shared<Crowd>(home, size);
+      auto crowd = std::make_shared<Clients>(home, size);
       return [crowd](char letter) { return (*crowd)(letter); };
     });
   return workers;
@@ -135,7 +108,7 @@ TEST(AdoptionTest, WhoeverLeavesWhileTheDaemonIsDeadIsSeen) {
     EXPECT_EQ(status_of(home)["connections"]["resumed"], kClients);
     // The daemon has let them in; a moment later they know.
     ASSERT_TRUE(eventually([&] { return ask_all(workers, '1') == ones; })) << "round " << round;
-    ASSERT_EQ(ask_all(workers, 'd'), ones);
+    ASSERT_EQ(ask_all(workers, 'd'), std::vector<std::uint64_t>(kClients, 0));
     ASSERT_TRUE(eventually([&] { return entries_of(home, "registry") == 0; }));
   }
 }
@@ -238,7 +211,7 @@ TEST(AdoptionTest, WhoBecameAnotherUserIsServedInTheEnd) {
   auto daemon = std::make_unique<DaemonProcess>(home, std::vector<std::string>{"--config", config});
   const Worker worker(
       [&] {
-        auto crowd = std::make_shared<Crowd>(home, 20);
+        auto crowd = std::make_shared<Clients>(home, 20);
         return [crowd](char letter) -> std::uint64_t {
           if (letter == 'u') return become(kNobody) ? 1 : 0;
           return (*crowd)(letter);

@@ -9,6 +9,8 @@
 #include <set>
 
 #include "daemon/raw_client.h"
+#include "harness/descriptors.h"
+
 
 // Clients that do what they can to harm the daemon and others.
 
@@ -54,6 +56,11 @@ bool is_in(pid_t pid, const std::string& function) {
     if (file >> where && where == function) return true;
   }
   return false;
+}
+
+// How far the kernel has written in a ring: its second page, which the client may read.
+std::uint64_t produced(const std::byte* ring) {
+  return __atomic_load_n(reinterpret_cast<const std::uint64_t*>(ring), __ATOMIC_SEQ_CST);
 }
 
 class HostileTest : public testing::Test {
@@ -168,28 +175,15 @@ TEST_F(HostileTest, WrongDescriptors) {
   });
 }
 
-// sendmsg(2) takes 253 at most (SCM_MAX_FD).
 TEST_F(HostileTest, ManyDescriptors) {
   hostile([&] {
     for (const std::size_t count : {2U, 3U, 253U}) {
       RawClient client(home_.socket());
       ASSERT_TRUE(client.greet());
       const Connection tcp = tcp_pair();
-      const std::vector<int> all(count, tcp.ours.get());
-      std::vector<char> control(CMSG_SPACE(count * sizeof(int)));
-      ipc::Watch frame{{ipc::Kind::watch, 5}, cookie_of(tcp.ours.get()), 1, 1};
-      iovec piece{&frame, sizeof frame};
-      msghdr message{};
-      message.msg_iov = &piece;
-      message.msg_iovlen = 1;
-      message.msg_control = control.data();
-      message.msg_controllen = control.size();
-      cmsghdr* const part = CMSG_FIRSTHDR(&message);
-      part->cmsg_level = SOL_SOCKET;
-      part->cmsg_type = SCM_RIGHTS;
-      part->cmsg_len = CMSG_LEN(count * sizeof(int));
-      std::memcpy(CMSG_DATA(part), all.data(), count * sizeof(int));
-      ASSERT_GT(::sendmsg(client.fd(), &message, MSG_NOSIGNAL), 0);
+      const ipc::Watch frame{{ipc::Kind::watch, 5}, cookie_of(tcp.ours.get()), 1, 1};
+      ASSERT_TRUE(send_with_fds(client.fd(), std::as_bytes(std::span(&frame, 1)),
+                                std::vector<int>(count, tcp.ours.get())));
       EXPECT_TRUE(client.hung_up()) << count;
     }
     RawClient client(home_.socket());
@@ -360,10 +354,10 @@ TEST_F(HostileTest, HearsNothingOfOthers) {
     ASSERT_TRUE(client.greet());
     auto* const table = static_cast<sockalarm_watch_state*>(
         ::mmap(nullptr, 64 * 64, PROT_READ | PROT_WRITE, MAP_SHARED, client.table(), 0));
-    const auto* const produced =
+    const auto* const ring =
         static_cast<const std::byte*>(::mmap(nullptr, 4096 * 3, PROT_READ, MAP_SHARED, client.ring(), 4096));
     ASSERT_NE(table, MAP_FAILED);
-    ASSERT_NE(produced, MAP_FAILED);
+    ASSERT_NE(ring, MAP_FAILED);
     const Connection own = tcp_pair();
     for (std::uint32_t slot = 1; const Connection* one : {&theirs, &formers, &own}) {
       sockalarm_watch_state& state = table[slot++];
@@ -373,14 +367,11 @@ TEST_F(HostileTest, HearsNothingOfOthers) {
     }
     ASSERT_EQ(client.watch(own.ours.get(), 3), 0);
     for (const Connection* one : {&theirs, &formers, &own}) ::shutdown(one->peer.get(), SHUT_WR);
-    const auto position = [&] {
-      return __atomic_load_n(reinterpret_cast<const std::uint64_t*>(produced), __ATOMIC_SEQ_CST);
-    };
-    EXPECT_TRUE(eventually([&] { return position() != 0; }));
+    EXPECT_TRUE(eventually([&] { return produced(ring) != 0; }));
     sockalarm_record record{};
-    std::memcpy(&record, produced + 4096 + 8, sizeof record);
+    std::memcpy(&record, ring + 4096 + 8, sizeof record);
     EXPECT_EQ(record.cookie, cookie_of(own.ours.get()));
-    EXPECT_EQ(position(), 8 + sizeof record);
+    EXPECT_EQ(produced(ring), 8 + sizeof record);
     EXPECT_EQ(table[1].seen, std::uint64_t{1} << 32);
     EXPECT_EQ(table[2].seen, std::uint64_t{1} << 32);
   });

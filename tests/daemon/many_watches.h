@@ -3,18 +3,15 @@
 
 #include <sys/resource.h>
 
-#include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <fstream>
 #include <memory>
 #include <numeric>
 #include <sstream>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "daemon/raw_client.h"
+#include "daemon/crowd.h"
 
 // Very many watches over several clients of one daemon: registered, fired, cleaned up, and what that takes.
 namespace sockalarm::test {
@@ -49,80 +46,30 @@ inline std::uint64_t map_bytes(const DaemonHome& home, const char* map) {
   return 0;
 }
 
-// A client with both ends of its connections, on a loopback address of its own: ports are counted for each.
-class Many {
- public:
-  Many(const DaemonHome& home, std::size_t number, std::size_t size)
-      : watcher_(daemon_watcher(home, room_for(size))),
-        listener_(listen_on(AF_INET, 64, 0, ("127.0.9." + std::to_string(number + 1)).c_str())),
-        size_(size) {}
-
-  std::uint64_t operator()(char letter) {
+inline Worker::Body many_watches(const DaemonHome& home, std::size_t number, std::size_t size) {
+  rlimit limit{2 * size + 100, 2 * size + 100};
+  require(::setrlimit(RLIMIT_NOFILE, &limit) == 0, "setrlimit");
+  Options room;
+  room.max_watches = size;
+  auto crowd = std::make_shared<Crowd>(daemon_watcher(home, std::move(room)), size,
+                                       ("127.0.9." + std::to_string(number + 1)).c_str());
+  return [crowd](char letter) {
     switch (letter) {
       case 'c':
-        return connect();
+        return crowd->connect();
       case 'm':
         return memory_of(::getpid(), "RssAnon");
       case 'w':
-        return watch();
+        return crowd->watch();
       case 'a':
-        return arm();
+        return crowd->arm();
       case 'l':
-        return leave();
+        return crowd->leave();
       default:
-        return drop();
+        return crowd->drop();
     }
-  }
-
- private:
-  static Options room_for(std::size_t size) {
-    Options options;
-    options.max_watches = size;
-    return options;
-  }
-  std::uint64_t connect() {
-    connections_.reserve(size_);
-    watches_.reserve(size_);
-    alarms_.reserve(size_);
-    for (std::size_t i = 0; i < size_; ++i) {
-      UniqueFd peer = connect_to(listener_);
-      connections_.emplace_back(accept_from(listener_), std::move(peer));
-    }
-    return connections_.size();
-  }
-  // How many are served by the daemon.
-  std::uint64_t watch() {
-    for (const Connection& one : connections_) watches_.push_back(watcher_.watch(one.ours.get()).value());
-    return static_cast<std::uint64_t>(std::count_if(watches_.begin(), watches_.end(), [](const Watch& one) {
-      return one.source() == SourceKind::daemon;
-    }));
-  }
-  std::uint64_t arm() {
-    const ActionChain chain(call([this] { ++fired_; }));
-    for (const Watch& one : watches_) alarms_.push_back(one.arm(chain).value());
-    return alarms_.size();
-  }
-  // How many fire.
-  std::uint64_t leave() {
-    for (Connection& one : connections_) one.peer.reset();
-    eventually([this] { return fired_ >= size_; });
-    return fired_;
-  }
-  std::uint64_t drop() {
-    alarms_.clear();
-    watches_.clear();
-    connections_.clear();
-    return 0;
-  }
-
-  Watcher watcher_;
-  Listener listener_;
-  const std::size_t size_;
-  std::atomic<std::uint64_t> fired_{0};
-  std::vector<Connection> connections_;
-  std::vector<Watch> watches_;
-  std::vector<Alarm> alarms_;
-};
+  };
+}
 
 // Throws if anything is not as it must be; else {"watches", ...}, what each took.
 inline nlohmann::json measure_many_watches(std::size_t clients, std::size_t each) {
@@ -135,14 +82,7 @@ inline nlohmann::json measure_many_watches(std::size_t clients, std::size_t each
   check(status_of(home)["clients"].empty(), "there are clients already");
   std::vector<Worker> workers;
   for (std::size_t i = 0; i < clients; ++i)
-    workers.emplace_back(
-        [&, i] {
-          rlimit limit{2 * each + 100, 2 * each + 100};
-          require(::setrlimit(RLIMIT_NOFILE, &limit) == 0, "setrlimit");
-          auto many = std::make_shared<Many>(home, i, each);
-          return [many](char letter) { return (*many)(letter); };
-        },
-        0);
+    workers.emplace_back([&, i] { return many_watches(home, i, each); }, 0);
   const auto sum = [](const std::vector<std::uint64_t>& of) {
     return static_cast<double>(std::accumulate(of.begin(), of.end(), std::uint64_t{0}));
   };

@@ -5,12 +5,14 @@
 #include <fcntl.h>
 #include <sockalarm/unique_fd.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <iterator>
 #include <span>
 #include <string_view>
@@ -35,6 +37,24 @@ inline bool same_file(int a, int b) {
   struct stat first{}, second{};
   return ::fstat(a, &first) == 0 && ::fstat(b, &second) == 0 && first.st_dev == second.st_dev &&
          first.st_ino == second.st_ino;
+}
+
+// sendmsg(2) as it is, with as many descriptors as wanted and where none belong: 253 at most (SCM_MAX_FD).
+// False: not all of the bytes went; errno says why.
+inline bool send_with_fds(int socket, std::span<const std::byte> bytes, std::span<const int> fds) {
+  std::vector<char> control(CMSG_SPACE(fds.size_bytes()));
+  iovec piece{const_cast<std::byte*>(bytes.data()), bytes.size()};
+  msghdr message{};
+  message.msg_iov = &piece;
+  message.msg_iovlen = 1;
+  message.msg_control = control.data();
+  message.msg_controllen = control.size();
+  cmsghdr* const part = CMSG_FIRSTHDR(&message);
+  part->cmsg_level = SOL_SOCKET;
+  part->cmsg_type = SCM_RIGHTS;
+  part->cmsg_len = CMSG_LEN(fds.size_bytes());
+  std::memcpy(CMSG_DATA(part), fds.data(), fds.size_bytes());
+  return ::sendmsg(socket, &message, MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size());
 }
 
 // By trying each number, which works with a full table, too.

@@ -5,7 +5,6 @@
 #include <sockalarm/fd_channel.h>
 #include <sys/socket.h>
 
-#include <cstring>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -119,23 +118,9 @@ TEST(FdChannelTest, MalformedInputEndsTheChannelOnceAndLeaksNothing) {
   }
 }
 
-// The kernel does the work of the peer: sendmsg(2) with descriptors where none belong.
 void send_raw(int socket, std::string_view text, std::size_t fds) {
   const UniqueFd file = make_file();
-  std::vector<int> numbers(fds, file.get());
-  std::vector<char> control(CMSG_SPACE(fds * sizeof(int)));
-  iovec bytes{const_cast<char*>(text.data()), text.size()};
-  msghdr message{};
-  message.msg_iov = &bytes;
-  message.msg_iovlen = 1;
-  message.msg_control = control.data();
-  message.msg_controllen = control.size();
-  cmsghdr* const head = CMSG_FIRSTHDR(&message);
-  head->cmsg_level = SOL_SOCKET;
-  head->cmsg_type = SCM_RIGHTS;
-  head->cmsg_len = CMSG_LEN(fds * sizeof(int));
-  std::memcpy(CMSG_DATA(head), numbers.data(), fds * sizeof(int));
-  require(::sendmsg(socket, &message, MSG_NOSIGNAL) == static_cast<ssize_t>(text.size()), "sendmsg");
+  require(send_with_fds(socket, bytes_of(text), std::vector<int>(fds, file.get())), "sendmsg");
 }
 
 TEST(FdChannelTest, DescriptorsWhereNoneBelongEndTheChannelAndAreClosed) {
