@@ -256,6 +256,23 @@ def loading(results, _):
     return text + reasons(rows)
 
 
+NEIGHBOURS = {
+    "alone": "alone",
+    "beside_a_burner": "beside a busy process",
+    "fuzzed_frames": "beside fuzzed frames",
+    "wrong_versions": "beside wrong versions",
+    "no_descriptor": "beside WATCH without a descriptor",
+    "many_descriptors": "beside 253 descriptors at a time",
+    "wrong_descriptors": "beside descriptors of the wrong kinds",
+    "anothers_socket": "beside sockets of another user, passed on",
+    "garbage": "beside garbage in table and ring",
+    "coming_and_going": "beside connecting and disconnecting",
+    "never_reading": "beside a client that never reads",
+    "exhausting": "beside exhausted quotas",
+    "beside_a_hammer": "beside many of these at random",
+}
+
+
 def daemon(results, _):
     rows, settings = rows_of(results, "daemon"), settings_of(results, "daemon")
     many = rows.get("many_watches")
@@ -277,10 +294,9 @@ def daemon(results, _):
         "registry_bytes_per_place": "kernel registry, per watch that there is room for",
     }
     text += table(["memory", "bytes"], [[what, cell(many, key)] for key, what in sizes.items()])
-    header = ["an alarm of a client", "p50 µs", "p90 µs", "p50 of alone", "p90 of alone", "p50 of busy", "p90 of busy"]
-    keys = ["p50_us", "p90_us", "p50_to_alone", "p90_to_alone", "p50_to_burner", "p90_to_burner"]
-    names = {"alone": "alone", "beside_a_burner": "beside a busy process", "beside_a_hammer": "beside a hostile client"}
-    return text + table(header, [[what, *cells(rows.get(name), *keys)] for name, what in names.items()]) + reasons(rows)
+    header = ["an alarm of a client", "p50 µs", "p90 µs", "p50 of alone", "p90 of alone", "p50 of busy", "p90 of busy", "deeds/s"]
+    keys = ["p50_us", "p90_us", "p50_to_alone", "p90_to_alone", "p50_to_burner", "p90_to_burner", "per_second"]
+    return text + table(header, [[what, *cells(rows.get(name), *keys)] for name, what in NEIGHBOURS.items()]) + reasons(rows)
 
 
 def ancestor(results, _):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 
+import page
 import run
 import targets
 
@@ -32,7 +33,7 @@ EXPECTED = {
     "unwatched": ["fin", "reset"],
     "memory": ["kernel", "epoll", "poll"],
     "load": ["kernel", "epoll", "poll"],
-    "daemon": ["many_watches", "alone", "beside_a_burner", "beside_a_hammer"],
+    "daemon": ["many_watches", *page.NEIGHBOURS],
     "steps": ["sockalarm_sleep", "sockalarm_on_epoll", "epoll_thread"],
     "machine_code": ["peer", "value", "decision"],
     "io_socketalarm": ["io_socketalarm"],

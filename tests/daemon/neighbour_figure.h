@@ -3,15 +3,14 @@
 
 #include <algorithm>
 #include <chrono>
-#include <random>
-#include <thread>
+#include <fstream>
 #include <vector>
 
-#include "daemon/raw_client.h"
+#include "daemon/hostilities.h"
 
 // What a client notices of another one that does its worst: its alarms, from the peer's close() to the signal
 // handler, while nobody else is there, while a process only uses the processor, and while a process of
-// another user hammers at the daemon, in turns.
+// another user does one kind of harm to the daemon over and over, all in turns.
 namespace sockalarm::test {
 
 inline constexpr uid_t kHammer = 65532;
@@ -38,42 +37,36 @@ inline Worker alarm_timer(const DaemonHome& home) {
   });
 }
 
-// Never answers: it goes on until it is killed.
-inline Worker hammer(const DaemonHome& home) {
+// Begins when it is told to, and goes on until it is killed. How often it has done its deed: `done`.
+inline Worker hostile_worker(const DaemonHome& home, const Hostile& hostile, const SharedCount& done) {
   return Worker(
-      [&home] {
-        return [&home](char) -> std::uint64_t {
-          std::mt19937 random(3);  // NOLINT(cert-msc51-cpp,cert-msc32-c): the same every time
-          const Connection tcp = tcp_pair();
-          const Connection local = unix_pair();
-          for (;;) {
-            RawClient client(home.socket());
-            const bool greeted = client.greet().has_value();
-            for (int i = 0; greeted && i < 50; ++i) {
-              client.watch(i % 2 == 0 ? tcp.ours.get() : local.ours.get(),
-                           static_cast<std::uint32_t>(random() % 80));
-              client.send(ipc::Header{ipc::Kind::status, 7});
-              client.receive<ipc::Text>();
-              client.send(ipc::Reads{{ipc::Kind::reads, 7}, i % 4 == 0 ? 1U : 0U, 0});
-              client.answer();
-            }
-            std::vector<std::byte> frame(random() % 300);
-            for (std::byte& one : frame) one = static_cast<std::byte>(random());
-            ipc::send_frame(client.fd(), frame);
-          }
+      [&] {
+        return [&, deed = hostile(home)](char) -> std::uint64_t {
+          for (;; done.add()) deed();
         };
       },
       kHammer);
 }
 
-inline Worker burner() {
-  return Worker(
-      [] {
-        return [](char) -> std::uint64_t {
-          for (volatile std::uint64_t i = 0;;) i = i + 1;
-        };
-      },
-      kHammer);
+struct Company {
+  const char* name;
+  Hostile hostile;  // empty: alone
+};
+
+inline std::vector<Company> all_company(const DaemonHome& home) {
+  return {{"alone", {}},
+          {"beside_a_burner", burning},
+          {"beside_a_hammer", hammering},
+          {"fuzzed_frames", fuzzed_frames},
+          {"wrong_versions", wrong_versions},
+          {"no_descriptor", no_descriptor},
+          {"many_descriptors", many_descriptors},
+          {"wrong_descriptors", wrong_descriptors},
+          {"anothers_socket", anothers_socket(home)},
+          {"garbage", garbage},
+          {"coming_and_going", coming_and_going},
+          {"never_reading", never_reading},
+          {"exhausting", exhausting}};
 }
 
 inline std::uint64_t quantile(std::vector<std::uint64_t> of, double part) {
@@ -81,42 +74,55 @@ inline std::uint64_t quantile(std::vector<std::uint64_t> of, double part) {
   return of[static_cast<std::size_t>(part * static_cast<double>(of.size() - 1))];
 }
 
-// {"alone": {"p50_us", "p90_us"}, "beside_a_burner", "beside_a_hammer"}; the last also as a ratio to the
-// others.
+// For each company {"p50_us", "p90_us"}; of the hostile ones also the ratios to the first two, and how often
+// per second they did it.
 inline nlohmann::json measure_neighbour(std::size_t rounds, std::size_t alarms) {
+  using Clock = std::chrono::steady_clock;
   const DaemonHome home;
-  const DaemonProcess daemon(home);
+  const std::string config = home.file("config.toml");
+  std::ofstream(config) << "[limits.user]\nconnections = 64\nwatches = 200\n";  // soon exhausted
+  const DaemonProcess daemon(home, {"--config", config});
   const Worker timer = alarm_timer(home);
-  std::array<std::vector<std::uint64_t>, 3> samples;
-  for (std::size_t round = 0; round < rounds * samples.size(); ++round) {
-    const std::size_t kind = round % samples.size();
+  const std::vector<Company> company = all_company(home);
+  struct Sample {
+    std::vector<std::uint64_t> alarms;
+    std::uint64_t deeds = 0;
+    std::chrono::duration<double> time{0};
+  };
+  std::vector<Sample> samples(company.size());
+  for (std::size_t turn = 0; turn < rounds * company.size(); ++turn) {
+    const auto& [name, hostile] = company[turn % company.size()];
+    Sample& sample = samples[turn % company.size()];
+    const SharedCount done;
     std::optional<Worker> other;
-    if (kind == 1) other.emplace(burner());
-    if (kind == 2) other.emplace(hammer(home));
-    if (other) other->tell('g');
-    if (kind == 2) {
-      // Until it is in the midst of it.
-      const auto before = status_of(home)["connections"]["violations"].get<std::uint64_t>();
-      if (!eventually(
-              [&] { return status_of(home)["connections"]["violations"].get<std::uint64_t>() > before; }))
-        throw std::runtime_error("the hammer does not get through");
+    if (hostile) {
+      other.emplace(hostile_worker(home, hostile, done));
+      other->tell('g');
+      if (!eventually([&] { return done.value() > 0; }))  // until it is in the midst of it
+        throw std::runtime_error(std::string(name) + ": does not get through");
     }
+    const auto begin = Clock::now();
+    const std::uint64_t before = done.value();
     for (std::size_t i = 0; i < alarms; ++i) {
-      samples[kind].push_back(timer.ask('f').value_or(0));
-      if (samples[kind].back() == 0) throw std::runtime_error("an alarm did not fire");
+      sample.alarms.push_back(timer.ask('f').value_or(0));
+      if (sample.alarms.back() == 0) throw std::runtime_error(std::string(name) + ": an alarm did not fire");
     }
+    if (other && !other->alive()) throw std::runtime_error(std::string(name) + ": has ended");
+    sample.deeds += done.value() - before;
+    sample.time += Clock::now() - begin;
   }
   nlohmann::json result;
-  const std::array names = {"alone", "beside_a_burner", "beside_a_hammer"};
-  for (std::size_t kind = 0; kind < names.size(); ++kind)
-    for (const auto& [name, part] : {std::pair{"p50_us", 0.5}, {"p90_us", 0.9}})
-      result[names[kind]][name] = static_cast<double>(quantile(samples[kind], part)) / 1000;
-  auto& with = result["beside_a_hammer"];
-  for (const char* name : {"p50", "p90"}) {
-    const std::string key = std::string(name) + "_us";
-    with[std::string(name) + "_to_alone"] = with[key].get<double>() / result["alone"][key].get<double>();
-    with[std::string(name) + "_to_burner"] =
-        with[key].get<double>() / result["beside_a_burner"][key].get<double>();
+  for (std::size_t kind = 0; kind < company.size(); ++kind) {
+    auto& row = result[company[kind].name];
+    for (const auto& [name, part] : {std::pair{"p50", 0.5}, {"p90", 0.9}}) {
+      const std::string key = std::string(name) + "_us";
+      row[key] = static_cast<double>(quantile(samples[kind].alarms, part)) / 1000;
+      for (const auto& [other, to] : {std::pair{0U, "_to_alone"}, {1U, "_to_burner"}})
+        if (kind > 1)
+          row[name + std::string(to)] =
+              row[key].get<double>() / result[company[other].name][key].get<double>();
+    }
+    if (kind > 1) row["per_second"] = static_cast<double>(samples[kind].deeds) / samples[kind].time.count();
   }
   return result;
 }

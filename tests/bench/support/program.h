@@ -41,7 +41,9 @@ int bench_main(int argc, char** argv, const char* what, Measure measure) {
   Settings settings;
   std::string out;
   app.add_flag("--quick", settings.quick, "Few samples: only to see that it runs");
-  app.add_option("--only", settings.only, "Only this contender (bench_callback, for a trace of it)");
+  app.add_option(
+      "--only", settings.only,
+      "Only this contender (bench_callback, for a trace of it), or neighbour or many_watches (bench_daemon)");
   app.add_option("--out", out, "Write the JSON to this file instead of standard output");
   CLI11_PARSE(app, argc, argv);
   try {
