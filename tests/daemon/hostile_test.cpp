@@ -10,7 +10,7 @@
 
 #include "daemon/raw_client.h"
 #include "harness/descriptors.h"
-
+#include "harness/network_namespace.h"
 
 // Clients that do what they can to harm the daemon and others.
 
@@ -336,6 +336,55 @@ TEST_F(HostileTest, OthersRegistrationsAreOutOfReach) {
   });
   // The neighbour's last one may be on its way out; if the owner's were gone, it would be none.
   EXPECT_TRUE(eventually([&] { return entries_of(home_, "registry") == 1; }));
+}
+
+// Possession of a descriptor is the right to watch: whoever was given a socket could as well poll(2) it. It
+// hears what happens, and nobody else does; a signal goes to nobody but itself.
+TEST_F(HostileTest, WhoWasGivenASocketMayWatchIt) {
+  const NetworkNamespace network;
+  RawClient owner(home_.socket());
+  ASSERT_TRUE(owner.greet());
+  const auto* const owners_ring =
+      static_cast<const std::byte*>(::mmap(nullptr, 4096 * 3, PROT_READ, MAP_SHARED, owner.ring(), 4096));
+  ASSERT_NE(owners_ring, MAP_FAILED);
+  const Worker owners([] { return [](char) -> std::uint64_t { return 1; }; });  // another process of theirs
+  for (const bool elsewhere : {false, true}) {
+    Connection given = elsewhere ? network.connect() : tcp_pair();  // root's, not watched by anybody
+    hostile([&] {
+      RawClient client(home_.socket());
+      ASSERT_TRUE(client.greet());
+      auto* const table = static_cast<sockalarm_watch_state*>(
+          ::mmap(nullptr, 64 * 64, PROT_READ | PROT_WRITE, MAP_SHARED, client.table(), 0));
+      const auto* const ring = static_cast<const std::byte*>(
+          ::mmap(nullptr, 4096 * 3, PROT_READ, MAP_SHARED, client.ring(), 4096));
+      ASSERT_NE(table, MAP_FAILED);
+      ASSERT_NE(ring, MAP_FAILED);
+      sockalarm_watch_state& state = table[1];
+      state.seen = std::uint64_t{1} << 32;
+      state.cookie = cookie_of(given.ours.get());
+      ASSERT_EQ(client.watch(given.ours.get(), 1), 0);
+      state.tid = static_cast<std::uint32_t>(owners.pid());
+      state.signal = SIGKILL;
+      __atomic_store_n(&state.control, std::uint64_t{1} << 32 | SOCKALARM_SHUT << 8 | SOCKALARM_ARMED,
+                       __ATOMIC_SEQ_CST);
+      ::shutdown(given.peer.get(), SHUT_WR);
+      EXPECT_TRUE(
+          eventually([&] { return (__atomic_load_n(&state.seen, __ATOMIC_SEQ_CST) & SOCKALARM_FIN) != 0; }));
+      EXPECT_TRUE(eventually([&] { return produced(ring) != 0; }));
+      sockalarm_record record{};
+      std::memcpy(&record, ring + 4096 + 8, sizeof record);
+      EXPECT_EQ(record.cookie, state.cookie);
+      EXPECT_EQ(__atomic_load_n(&state.control, __ATOMIC_SEQ_CST) & SOCKALARM_STATE_MASK,
+                SOCKALARM_ARMED + 0U);
+    });
+    EXPECT_EQ(produced(owners_ring), 0U);
+    EXPECT_EQ(owners.ask('x'), 1U);
+    // It is the owner's again as soon as that client has gone.
+    Connection after = elsewhere ? network.connect() : tcp_pair();
+    EXPECT_EQ(owner.watch(after.ours.get(), 1), 0);
+    EXPECT_TRUE(eventually([&] { return owner.watch(given.ours.get(), 2) == 0; }));
+  }
+  ::munmap(const_cast<std::byte*>(owners_ring), 4096 * 3);
 }
 
 // Neither of who is there nor of who was there before at its index, however it sets its table.
