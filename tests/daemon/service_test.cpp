@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -55,6 +56,38 @@ TEST_F(ServiceTest, ReloadsItsConfiguration) {
   EXPECT_EQ(kept.watch(more.ours.get(), 2), EDQUOT);
   EXPECT_EQ(entries_of(home_, "registry"), 1U);  // what it has it keeps
   EXPECT_TRUE(eventually([&] { return connections_granted(6) == 4; }));
+}
+
+// Whoever breaks the protocol over and over does not fill the disk: one line per second, and how many there
+// were beside.
+TEST_F(ServiceTest, ViolationsAreLoggedOncePerSecondAndUser) {
+  const std::string log = home_.file("log");
+  const UniqueFd errors(::open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
+  ASSERT_TRUE(errors);
+  const auto begin = std::chrono::steady_clock::now();
+  const DaemonProcess daemon(home_, {}, {}, ServiceSettings{{}, -1, errors.get(), "warning"});
+  constexpr int kViolations = 500;
+  for (int i = 0; i < kViolations; ++i) {
+    const RawClient client(home_.socket());
+    client.send(ipc::Unwatch{{ipc::Kind::unwatch, 1}, 1});  // before HELLO
+    ASSERT_TRUE(client.hung_up());
+  }
+  const auto told = [&](int& lines) {
+    std::ifstream file(log);
+    lines = 0;
+    int sum = 0;
+    for (std::string line; std::getline(file, line); ++lines)
+      if (const auto more = line.find(" more connections"); more != std::string::npos)
+        sum += std::stoi(line.substr(line.rfind(' ', more - 1)));
+      else
+        sum += line.find("is disconnected: no HELLO") != std::string::npos ? 1 : 0;
+    return sum;
+  };
+  int lines = 0;
+  EXPECT_TRUE(eventually([&] { return told(lines) == kViolations; })) << told(lines);
+  EXPECT_GE(lines, 2);
+  EXPECT_LE(lines - 1, (std::chrono::steady_clock::now() - begin) / 1s + 1);
+  EXPECT_EQ(status_of(home_)["connections"]["violations"], kViolations);
 }
 
 TEST_F(ServiceTest, KeepsItsConfigurationIfTheNewOneIsWrong) {

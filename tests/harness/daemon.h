@@ -68,6 +68,8 @@ class DaemonHome {
 struct ServiceSettings {
   std::vector<std::pair<std::string, std::string>> environment;
   int listener = -1;  // descriptor 3 there, and announced as sd_listen_fds(3) says
+  int errors = -1;    // its stderr; -1: ours
+  std::string log_level = "error";
 };
 
 // sockalarmd as a child process.
@@ -76,9 +78,13 @@ class DaemonProcess {
   explicit DaemonProcess(const DaemonHome& home, const std::vector<std::string>& further = {},
                          const std::string& socket = {}, ServiceSettings settings = {})
       : settings_(std::move(settings)) {
-    std::vector<std::string> words = {SOCKALARMD_PATH, "--socket",   socket.empty() ? home.socket() : socket,
-                                      "--bpffs",       home.bpffs(), "--log-level",
-                                      level()};
+    std::vector<std::string> words = {SOCKALARMD_PATH,
+                                      "--socket",
+                                      socket.empty() ? home.socket() : socket,
+                                      "--bpffs",
+                                      home.bpffs(),
+                                      "--log-level",
+                                      level(settings_.log_level)};
     words.insert(words.end(), further.begin(), further.end());
     start(words, home.file("notify"));
   }
@@ -119,9 +125,9 @@ class DaemonProcess {
   }
 
  private:
-  static std::string level() {
+  static std::string level(const std::string& otherwise) {
     const char* const wanted = std::getenv("SOCKALARM_TEST_DAEMON_LOG");
-    return wanted != nullptr ? wanted : "error";
+    return wanted != nullptr ? wanted : otherwise;
   }
 
   // Returns when it says that it is ready, by sd_notify(3).
@@ -141,6 +147,7 @@ class DaemonProcess {
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // a test that is killed leaves no daemon behind
       ::setenv("NOTIFY_SOCKET", notify.c_str(), 1);
       for (const auto& [name, value] : settings_.environment) ::setenv(name.c_str(), value.c_str(), 1);
+      if (settings_.errors >= 0) ::dup2(settings_.errors, STDERR_FILENO);
       if (settings_.listener >= 0) {
         if (settings_.listener == 3)
           ::fcntl(3, F_SETFD, 0);

@@ -91,7 +91,9 @@ void Lane::run() {
       id == kBell ? collect() : on_event(id);
     }
     give_up_late_ones();
+    tell_left_out(violations_.take(Clock::now()));
   }
+  tell_left_out(violations_.take_all());
   if (leaving_) {  // their destructors would take out of the kernel what the next daemon is to find there
     for (auto& [id, connection] : connections_) connection->abandon_client();
     for (auto& [id, survivor] : survivors_) Client::abandon(std::move(survivor.client));
@@ -158,7 +160,10 @@ void Lane::close(Id id, const std::string& why) {
     spdlog::debug("{} has left", found->second->name());
   } else {
     ++shared_.roll.violations;
-    spdlog::warn("{} is disconnected: {}", found->second->name(), why);
+    if (violations_.admits(Clock::now()))
+      spdlog::warn("{} is disconnected: {}", found->second->name(), why);
+    else
+      spdlog::debug("{} is disconnected: {}", found->second->name(), why);
   }
   connections_.erase(found);
   --load_;
@@ -191,8 +196,12 @@ void Lane::give_up_late_ones() {
   });
 }
 
+void Lane::tell_left_out(std::uint64_t count) const {
+  if (count > 0) spdlog::warn("user {}: {} more connections are disconnected", uid_, count);
+}
+
 std::optional<Lane::Clock::time_point> Lane::next_deadline() const {
-  std::optional<Clock::time_point> next;
+  std::optional<Clock::time_point> next = violations_.due();
   const auto consider = [&](Clock::time_point at) { next = next ? std::min(*next, at) : at; };
   for (const auto& [id, connection] : connections_)
     if (!connection->greeted()) consider(connection->since() + kGreeting);

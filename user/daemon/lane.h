@@ -16,6 +16,7 @@
 
 #include "daemon/client.h"
 #include "daemon/connection.h"
+#include "daemon/log_limit.h"
 
 namespace sockalarm::daemon {
 
@@ -63,6 +64,7 @@ class Lane {
   void close(Id id, const std::string& why);
   std::unique_ptr<Client> find(const Peer& peer, std::uint32_t table, std::uint32_t ring);
   void give_up_late_ones();
+  void tell_left_out(std::uint64_t count) const;
   std::optional<Clock::time_point> next_deadline() const;
   bool listen(int fd, Id id) noexcept;
   void ring_bell() noexcept;
@@ -79,6 +81,7 @@ class Lane {
   Id last_id_ = 2;
   std::unordered_map<Id, std::unique_ptr<Connection>> connections_;
   std::unordered_map<Id, Survivor> survivors_;
+  LogLimit violations_;
   std::thread thread_;  // the last member: it uses the others
 };
 
