@@ -2,6 +2,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 
+#include <map>
 #include <memory>
 
 #include "daemon/raw_client.h"
@@ -161,6 +162,40 @@ TEST_F(WatchCommandTest, WatchesAllConnectionsOfABusyServer) {
   peers.clear();
   for (int i = 0; i < kMany; ++i) ASSERT_EQ(observer.next()["event"], "left") << i;
   EXPECT_EQ(observer.wait().status, 0);
+}
+
+// The rest is watched, and it says which is not.
+TEST_F(WatchCommandTest, AConnectionThatSomebodyWatchesIsLeftOut) {
+  const DaemonProcess daemon(home_);
+  const Server server;
+  UniqueFd first = server.connect(), second = server.connect();
+  sockaddr_in name{};
+  socklen_t length = sizeof name;
+  ASSERT_EQ(::getsockname(first.get(), reinterpret_cast<sockaddr*>(&name), &length), 0);
+  const std::string firsts = "127.0.0.1:" + std::to_string(ntohs(name.sin_port));
+  Observer other(at_daemon(server, {"--remote", firsts}));
+  ASSERT_EQ(other.next()["event"], "watching");
+
+  Observer observer(at_daemon(server));
+  std::map<std::string, nlohmann::json> lines;
+  for (int i = 0; i < 2; ++i) {
+    auto line = observer.next();  // not const: what is not there is null
+    ASSERT_TRUE(line.is_object()) << observer.wait().errors;
+    lines[line["event"]] = line;
+  }
+  EXPECT_EQ(lines["left_out"]["remote"], firsts);
+  EXPECT_NE(lines["left_out"].value("why", "").find("another client"), std::string::npos);
+  EXPECT_NE(lines["watching"]["remote"], firsts);
+  second.reset();
+  EXPECT_EQ(observer.next()["event"], "left");
+  EXPECT_EQ(observer.wait().status, 1);
+
+  Observer in_vain(at_daemon(server, {"--remote", firsts}));
+  EXPECT_EQ(in_vain.next()["event"], "left_out");
+  EXPECT_EQ(in_vain.wait().status, 125);
+  first.reset();  // whoever came first is told as ever
+  EXPECT_EQ(other.next()["event"], "left");
+  EXPECT_EQ(other.wait().status, 0);
 }
 
 TEST_F(WatchCommandTest, AddressesChoose) {

@@ -22,6 +22,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr int kExitLeftOut = 1;  // some of the connections
+
 struct WatchOptions {
   std::string pid;
   std::optional<std::string> local, remote;
@@ -151,12 +153,18 @@ class Watching {
       const std::lock_guard lock(mutex_);
       missing_ = sockets->size();
     }
-    for (TakenSocket& socket : *sockets)
-      if (const auto ok = begin(*watcher, std::move(socket)); !ok) return complain(ok.error());
+    const std::size_t all = sockets->size();
+    std::size_t left_out = 0;
+    for (TakenSocket& socket : *sockets) {
+      const auto watched = begin(*watcher, std::move(socket));
+      if (!watched) return complain(watched.error());
+      left_out += *watched ? 0 : 1;
+    }
+    if (left_out == all) return complain(usage("none of the connections can be watched"));
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [this] { return missing_ == 0 || write_failed_ != 0; });
-    if (write_failed_ == 0) return 0;
-    return complain(Error::from_errno(write_failed_, "writing to stdout"));
+    if (write_failed_ != 0) return complain(Error::from_errno(write_failed_, "writing to stdout"));
+    return left_out == 0 ? 0 : kExitLeftOut;
   }
 
  private:
@@ -173,13 +181,14 @@ class Watching {
     return kExitFailed;
   }
 
-  Result<void> begin(Watcher& watcher, TakenSocket socket) {
+  // False: it is left out, which has been told. The others are watched all the same.
+  Result<bool> begin(Watcher& watcher, TakenSocket socket) {
     auto watch = watcher.watch(socket.copy.get());
-    if (!watch) return fail(watch.error());
+    if (!watch) return leave_out(socket.info, watch.error().message());
     if (watch->source() != watcher.describe().source)
-      return fail(usage(to_string(socket.info) +
-                        " cannot be registered: the table is full, or the process itself is "
-                        "served by sockalarmd (as root: --source kernel)"));
+      return leave_out(socket.info,
+                       "cannot be registered: the table or the quota is full, or another client of "
+                       "sockalarmd watches it, maybe the process itself (as root: --source kernel)");
     items_.push_back(std::make_unique<Item>(std::move(socket.info), std::move(*watch)));
     Item& item = *items_.back();
     tell(item, "watching", {{"source", to_string(item.watch.source())}},
@@ -187,7 +196,7 @@ class Watching {
     auto left = item.watch.arm(chain_of(item), {.on = plan_.on});
     if (!left) return fail(left.error());
     item.left.emplace(std::move(*left));
-    if (plan_.on.contains(events::closed)) return {};
+    if (plan_.on.contains(events::closed)) return true;
     // Then nothing is left to wait for.
     auto closed = item.watch.arm(call([this, &item] {
                                    if (item.told.exchange(true)) return;
@@ -197,7 +206,17 @@ class Watching {
                                  {.on = events::closed});
     if (!closed) return fail(closed.error());
     item.closed.emplace(std::move(*closed));
-    return {};
+    return true;
+  }
+
+  bool leave_out(const DescriptorInfo& info, const std::string& why) {
+    if (options_.json)
+      write(json_of(info, "left_out", {{"why", why}}).dump());
+    else
+      std::cerr << "sockalarm watch: " << info.fd << ": " << to_string(*info.local) << " <-> "
+                << to_string(*info.peer) << " is left out: " << why << "\n";
+    finish();
+    return false;
   }
 
   ActionChain chain_of(Item& item) {
@@ -223,22 +242,30 @@ class Watching {
     std::ostringstream line;
     const double seconds = std::chrono::duration<double>(Clock::now() - item.since).count();
     if (options_.json) {
-      fields.update({{"event", event},
-                     {"pid", plan_.pid},
-                     {"fd", item.info.fd},
-                     {"local", to_string(*item.info.local)},
-                     {"remote", to_string(*item.info.peer)},
-                     {"cookie", item.info.cookie},
-                     {"seconds", seconds}});
-      line << fields.dump();
+      fields["seconds"] = seconds;
+      line << json_of(item.info, event, std::move(fields)).dump();
     } else {
       line << item.info.fd << ": " << to_string(*item.info.local) << " <-> " << to_string(*item.info.peer)
            << " " << words << std::fixed << std::setprecision(3);
       if (item.told) line << " after " << seconds << " s";
     }
+    write(line.str());
+  }
+
+  nlohmann::json json_of(const DescriptorInfo& info, const char* event, nlohmann::json fields) const {
+    fields.update({{"event", event},
+                   {"pid", plan_.pid},
+                   {"fd", info.fd},
+                   {"local", to_string(*info.local)},
+                   {"remote", to_string(*info.peer)},
+                   {"cookie", info.cookie}});
+    return fields;
+  }
+
+  void write(const std::string& line) {
     const std::lock_guard lock(mutex_);
     try {
-      std::cout << line.str() << '\n' << std::flush;
+      std::cout << line << '\n' << std::flush;
     } catch (const std::ios_base::failure&) {
       write_failed_ = errno != 0 ? errno : EIO;
       changed_.notify_all();
@@ -260,7 +287,8 @@ constexpr const char* kWatchFooter =
     "Connections that it makes later are not watched. ACTION, once for each connection: run:PROGRAM, "
     "sleep:TIME, kill:SIGNAL:PID, and sig:SIGNAL for the process. Ends when all connections are over: left, "
     "or closed by the process.\n\n"
-    "Exit status: 0, or 125 if sockalarm failed.\n\n"
+    "Exit status: 0; 1 if some connections were left out, because somebody watches them already; 125 if none "
+    "could be watched, or sockalarm failed.\n\n"
     "Examples:\n"
     "  sockalarm watch --pid $(pidof -s postgres)\n"
     "  sockalarm watch --pid 1234 --remote 10.0.0.7 --on reset,timeout sig:USR1\n"
