@@ -3,6 +3,9 @@
 
 #include <fstream>
 #include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
 #include <thread>
 
 #include "daemon/crowd.h"
@@ -110,6 +113,40 @@ TEST(AdoptionTest, WhoeverLeavesWhileTheDaemonIsDeadIsSeen) {
     ASSERT_TRUE(eventually([&] { return ask_all(workers, '1') == ones; })) << "round " << round;
     ASSERT_EQ(ask_all(workers, 'd'), std::vector<std::uint64_t>(kClients, 0));
     ASSERT_TRUE(eventually([&] { return entries_of(home, "registry") == 0; }));
+  }
+}
+
+// Once each, however often it tries meanwhile.
+TEST(AdoptionTest, TheLogHearsThatTheDaemonIsLostAndBack) {
+  const DaemonHome home;
+  auto daemon = std::make_unique<DaemonProcess>(home);
+  std::mutex mutex;
+  std::vector<std::pair<LogLevel, std::string>> lines;
+  Options options;
+  options.log = [&](LogLevel level, std::string_view text) {
+    const std::lock_guard lock(mutex);
+    if (text.find("sockalarmd at ") == 0) lines.emplace_back(level, text);
+  };
+  const auto count = [&] {
+    const std::lock_guard lock(mutex);
+    return lines.size();
+  };
+  const Watcher watcher = daemon_watcher(home, options);
+  for (std::size_t round = 1; round <= 2; ++round) {
+    daemon->kill();
+    EXPECT_TRUE(eventually([&] { return count() == 2 * round - 1; })) << count();
+    const Connection connection = tcp_pair();
+    const Watch watch = watcher.watch(connection.ours.get()).value();
+    EXPECT_EQ(watch.source(), SourceKind::epoll);
+    daemon = std::make_unique<DaemonProcess>(home);
+    EXPECT_TRUE(eventually([&] { return count() == 2 * round; })) << count();
+  }
+  const std::lock_guard lock(mutex);
+  ASSERT_EQ(lines.size(), 4U);
+  for (std::size_t i = 0; i < lines.size(); ++i) {
+    const auto& [level, text] = lines[i];
+    EXPECT_EQ(level, i % 2 == 0 ? LogLevel::warning : LogLevel::info);
+    EXPECT_NE(text.find(home.socket() + (i % 2 == 0 ? " has gone" : " is back")), std::string::npos) << text;
   }
 }
 

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "core/dispatcher.h"
 #include "core/watch_state.h"
 
 namespace sockalarm::detail {
@@ -21,9 +22,10 @@ class BpfSession {
   // slots: length of the table, slot 0 included. Errors name the missing privilege or kernel feature.
   // direct: with the programs that deliver signals by task work, if this kernel has it.
   static Result<std::unique_ptr<BpfSession>> open(std::uint32_t slots, std::size_t ring_bytes, bool direct);
-  // As a client of the daemon that listens there; needs no privilege. slots and ring_bytes are wishes.
+  // As a client of the daemon that listens there; needs no privilege. slots and ring_bytes are wishes. log:
+  // told by tend() when the daemon is lost and when it is back; may be empty.
   static Result<std::unique_ptr<BpfSession>> join(const std::string& socket, std::uint32_t slots,
-                                                  std::size_t ring_bytes);
+                                                  std::size_t ring_bytes, LogHook log);
   // One row for each program and map type, as far as they can be tried here.
   static std::vector<Feature> probe();
 

@@ -215,9 +215,9 @@ Result<std::unique_ptr<Source>> make_kernel_source(std::unique_ptr<BpfSession> s
 }
 
 Result<std::unique_ptr<Source>> make_daemon_source(const Options& options) {
-  return source_over(
-      SourceKind::daemon,
-      BpfSession::join(options.daemon_socket, table_length(options.max_watches), options.ring_bytes));
+  return source_over(SourceKind::daemon,
+                     BpfSession::join(options.daemon_socket, table_length(options.max_watches),
+                                      options.ring_bytes, options.log));
 }
 
 }  // namespace sockalarm::detail

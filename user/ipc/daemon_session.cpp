@@ -111,7 +111,7 @@ Error refused(int error, const char* what) { return Error::from_errno(error, wha
 // The table, the ring and the program that the daemon made for this process.
 class DaemonSession final : public BpfSession {
  public:
-  explicit DaemonSession(std::string path) : path_(std::move(path)) {}
+  DaemonSession(std::string path, LogHook log) : path_(std::move(path)), log_(std::move(log)) {}
 
   Result<void> begin(std::uint32_t slots, std::size_t ring_bytes) {
     auto connection = connect_to(path_, kPatience);
@@ -219,7 +219,7 @@ class DaemonSession final : public BpfSession {
       (events[static_cast<std::size_t>(i)].data.fd == timer_.get() ? expired : heard) = true;
     std::uint64_t expirations = 0;
     if (expired) expired = ::read(timer_.get(), &expirations, sizeof expirations) > 0;
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     // Another thread may have lost the connection meanwhile, or found out first: then there is a timer again.
     if (heard && resuming_)
       resume(unseen);
@@ -227,6 +227,10 @@ class DaemonSession final : public BpfSession {
       lose();
     else if (expired)
       try_again(unseen);
+    const bool lost = !serving();
+    if (lost == std::exchange(told_lost_, lost)) return;
+    lock.unlock();
+    tell(lost);
   }
 
  private:
@@ -279,6 +283,20 @@ class DaemonSession final : public BpfSession {
     when.it_value.tv_sec = after.count() / 1000;
     when.it_value.tv_nsec = after.count() % 1000 * 1'000'000;
     ::timerfd_settime(timer_.get(), 0, &when, nullptr);
+  }
+
+  // By the dispatcher, without the mutex.
+  void tell(bool lost) const noexcept {
+    if (!log_) return;
+    try {
+      if (lost)
+        log_(LogLevel::warning, "sockalarmd at " + path_ +
+                                    " has gone: its programs in the kernel go on telling of the sockets that "
+                                    "are watched, new ones are served by epoll until it is back");
+      else
+        log_(LogLevel::info, "sockalarmd at " + path_ + " is back");
+    } catch (...) {  // a hook that throws must not end the process
+    }
   }
 
   // All of the following with the mutex held.
@@ -425,6 +443,7 @@ class DaemonSession final : public BpfSession {
   }
 
   const std::string path_;
+  const LogHook log_;
   std::mutex mutex_;  // everything below but what begin() sets for good; taken after the Core's
   UniqueFd connection_;
   UniqueFd tended_, timer_, table_fd_, introduction_;
@@ -437,6 +456,7 @@ class DaemonSession final : public BpfSession {
   Clock::time_point count_until_;  // then the daemon is taken for gone
   bool resuming_ = false;          // connected, and waiting for the welcome
   bool reads_ = false;
+  bool told_lost_ = false;  // the hook, last
   milliseconds retry_ = kFirstRetry;
   std::vector<Enrolled> enrolled_;         // by slot
   std::vector<std::uint32_t> unenrolled_;  // slots of it that are to be registered again
@@ -446,8 +466,8 @@ class DaemonSession final : public BpfSession {
 }  // namespace
 
 Result<std::unique_ptr<BpfSession>> BpfSession::join(const std::string& socket, std::uint32_t slots,
-                                                     std::size_t ring_bytes) {
-  auto session = std::make_unique<DaemonSession>(socket);
+                                                     std::size_t ring_bytes, LogHook log) {
+  auto session = std::make_unique<DaemonSession>(socket, std::move(log));
   constexpr std::size_t kLargestRing = 1U << 30;
   ring_bytes = std::bit_ceil(std::clamp(ring_bytes, page_size(), kLargestRing));
   if (auto ok = session->begin(slots, ring_bytes); !ok) return fail(ok.error());
