@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "daemon/crowd.h"
+#include "integration/cli.h"
 
 // The daemon dies, its clients do not notice; it comes back, and they go on.
 
@@ -265,6 +266,19 @@ TEST(AdoptionTest, WhoBecameAnotherUserIsServedInTheEnd) {
   EXPECT_EQ(worker.ask('l'), 20U);
 }
 
+std::string content_of(const std::string& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+std::string run_cli_for_output(std::vector<std::string> arguments) {
+  const TemporaryPath output("status");
+  const UniqueFd nothing = null();
+  const UniqueFd file(::open(output.text().c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+  EXPECT_EQ(Process(cli(std::move(arguments)), nothing.get(), file.get()).wait().status, 0);
+  return output.content();
+}
+
 void remove_all_that_is_pinned(const DaemonHome& home) {
   ASSERT_EQ(std::system((std::string(SOCKALARMD_PATH) + " --remove --bpffs " + home.bpffs()).c_str()), 0);
 }
@@ -302,6 +316,37 @@ TEST(AdoptionTest, ClientsThatAreNotServedAnyMoreLookByThemselves) {
       daemon = std::make_unique<DaemonProcess>(home, std::vector<std::string>{"--config", config});
     EXPECT_EQ(ask_all(workers, 'L'), std::vector<std::uint64_t>(1, 20)) << next;
     daemon->kill();
+    remove_all_that_is_pinned(home);
+  }
+}
+
+// As after an upgrade: they go on, and whoever looks is told.
+TEST(AdoptionTest, ProgramsOfAnotherVersionAreWarnedOf) {
+  const DaemonHome home;
+  const std::string id = home.bpffs() + "/v1/programs_id", log = home.file("log");
+  const auto says = [&] { return run_cli_for_output({"status", "--socket", home.socket()}); };
+  const auto start = [&] {
+    const UniqueFd errors(::open(log.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+    return std::make_unique<DaemonProcess>(home, std::vector<std::string>(), std::string(),
+                                           ServiceSettings{{}, -1, errors.get(), "warning"});
+  };
+  for (const char* const other : {"0.0.1-0", ""}) {  // the last: of before there was such a link
+    start();
+    auto daemon = start();
+    EXPECT_EQ(status_of(home)["programs"]["current"], true);
+    EXPECT_EQ(content_of(log).find("of another version"), std::string::npos);
+    EXPECT_EQ(says().find("of another version"), std::string::npos);
+    daemon.reset();
+    ASSERT_EQ(::unlink(id.c_str()), 0);
+    if (*other != 0) {
+      ASSERT_EQ(::symlink(other, id.c_str()), 0);
+    }
+    const std::string expected = std::string("of another version (") + (*other != 0 ? other : "unknown");
+    daemon = start();
+    EXPECT_EQ(status_of(home)["programs"]["current"], false);
+    EXPECT_NE(content_of(log).find(expected), std::string::npos) << content_of(log);
+    EXPECT_NE(says().find(expected), std::string::npos) << says();
+    daemon.reset();
     remove_all_that_is_pinned(home);
   }
 }

@@ -19,6 +19,9 @@ void print(const Json& status) {
             << ", up for " << status.at("uptime_seconds") << " s; programs "
             << (status.at("adopted").get<bool>() ? "taken over" : "loaded") << "; signals by "
             << (status.at("task_work").get<bool>() ? "task work" : "the clients' dispatchers") << "\n";
+  if (const Json programs = status.value("programs", Json::object()); !programs.value("current", true))
+    std::cout << "the programs in the kernel are of another version (" << programs.value("id", "unknown")
+              << "); to load the daemon's own: sockalarmd --remove while no daemon runs\n";
   std::cout << "limits: " << limits.at("clients") << " clients, " << limits.at("watches")
             << " watches; for each user " << limits.at("user").at("connections") << " connections, "
             << limits.at("user").at("watches") << " watches, " << limits.at("user").at("memory")

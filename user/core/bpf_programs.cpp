@@ -233,6 +233,20 @@ bool has_task_work(const KernelBtf& btf) {
 
 }  // namespace
 
+std::uint64_t programs_hash() {
+  const LibbpfMessages messages;
+  const std::unique_ptr<bpf_object, ObjectDeleter> object(open_object(true));
+  if (!object) return 0;
+  std::uint64_t hash = 0xcbf29ce484222325;  // FNV-1a; before relocation, so of this build and no machine
+  bpf_program* program = nullptr;
+  bpf_object__for_each_program(program, object.get()) {
+    const auto* const bytes = reinterpret_cast<const unsigned char*>(bpf_program__insns(program));
+    for (std::size_t i = 0; i < bpf_program__insn_cnt(program) * sizeof(bpf_insn); ++i)
+      hash = (hash ^ bytes[i]) * 0x100000001b3;
+  }
+  return hash;
+}
+
 Result<void> BpfPrograms::try_load(Sizes sizes, const KernelBtf& btf, bool direct, bool with_release) {
   const LibbpfMessages messages;
   if (btf.error() != 0) {

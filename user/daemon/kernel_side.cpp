@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <sstream>
 #include <unordered_map>
 #include <utility>
 
@@ -25,6 +26,7 @@ using detail::BpfPrograms;
 using detail::explain;
 
 constexpr const char* kReadsLink = "link_on_read";
+constexpr const char* kProgramsId = "programs_id";  // a symbolic link: a BPF file system has no plain files
 
 struct Expected {
   const char* name;
@@ -49,6 +51,12 @@ Result<void> remove_all(const std::string& path) {
   return {};
 }
 
+std::string own_hash() {
+  std::ostringstream text;
+  text << "-" << std::hex << detail::programs_hash();
+  return text.str();
+}
+
 Result<void> pin_all(const BpfPrograms& programs, const std::string& directory) {
   for (const Expected& map : kMaps)
     if (auto ok = pin(programs.map_fd(map.name), directory + "/" + map.name); !ok) return ok;
@@ -60,6 +68,9 @@ Result<void> pin_all(const BpfPrograms& programs, const std::string& directory) 
     const std::string path = directory + "/link_" + attached.program;
     if (auto ok = pin(bpf_link__fd(attached.link.get()), path); !ok) return ok;
   }
+  const std::string id = directory + "/" + kProgramsId;
+  if (::symlink((SOCKALARM_VERSION + own_hash()).c_str(), id.c_str()) != 0)
+    return fail(Error::from_errno(errno, id));
   return {};
 }
 
@@ -175,6 +186,10 @@ Result<void> KernelSide::adopt() {
   if (!ends) return fail(ends.error());
   on_set_state_ = std::move(*ends);
   if (auto link = get(kReadsLink)) reads_ = std::move(*link);
+  std::error_code unknown;
+  programs_ = std::filesystem::read_symlink(pinned(kProgramsId), unknown).string();
+  if (unknown) programs_ = "unknown";
+  current_ = programs_.ends_with(own_hash());
   return {};
 }
 

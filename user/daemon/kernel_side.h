@@ -35,6 +35,9 @@ class KernelSide {
   bool adopted() const noexcept { return adopted_; }
   Sizes sizes() const noexcept { return sizes_; }
   bool task_work() const noexcept { return bool(introduce_); }
+  // What is pinned, as VERSION-HASH, and whether that does what this daemon's own programs do.
+  const std::string& programs() const noexcept { return programs_; }
+  bool current() const noexcept { return current_; }
 
   // A client that was there before this daemon.
   struct Survivor {
@@ -82,6 +85,8 @@ class KernelSide {
   UniqueFd lock_;
   bool adopted_ = false;
   Sizes sizes_{};
+  std::string programs_;
+  bool current_ = false;
   UniqueFd idle_;  // timerfd(2)
   UniqueFd registry_, watch_tables_, event_rings_, clients_, late_wakes_, lost_, introduce_, on_read_,
       on_set_state_;

@@ -70,6 +70,11 @@ Result<void> serve(const Arguments& arguments, const Config& config) {
   raise_descriptor_limit();
   auto kernel = KernelSide::open(config.bpffs, {config.watches, config.clients});
   if (!kernel) return fail(kernel.error());
+  if (!(*kernel)->current())
+    spdlog::warn(
+        "the programs in the kernel are of another version ({}); to load those of {}: sockalarmd --remove "
+        "while no daemon runs (docs/daemon.md)",
+        (*kernel)->programs(), SOCKALARM_VERSION);
   if (!(*kernel)->task_work())
     spdlog::warn("this kernel has no task work: clients' dispatchers send signals");
   if ((*kernel)->adopted() &&

@@ -38,6 +38,7 @@ std::string status_text(const Shared& shared, uid_t asked_by) {
       {"uptime_seconds", uptime / std::chrono::seconds(1)},
       {"adopted", shared.kernel.adopted()},
       {"task_work", shared.kernel.task_work()},
+      {"programs", {{"id", shared.kernel.programs()}, {"current", shared.kernel.current()}}},
       {"clients", clients},
       {"users", users},
       {"limits",
