@@ -76,7 +76,7 @@ class Client {
     peer.pid = ::getpid();
     auto charge = world().accounts->charge(peer.uid, daemon::Resource::connections, 1);
     require(charge.has_value());
-    connection_.emplace(world().shared, UniqueFd(ends[1]), std::move(peer), std::move(*charge),
+    connection_.emplace(world().shared, pace_, UniqueFd(ends[1]), std::move(peer), std::move(*charge),
                         [](const daemon::Peer&, std::uint32_t, std::uint32_t) { return nullptr; });
   }
 
@@ -132,6 +132,7 @@ class Client {
   }
 
   UniqueFd ours_, table_, ring_;
+  daemon::Pace pace_;
   std::optional<Connection> connection_;
 };
 

@@ -6,8 +6,8 @@
 namespace sockalarm::daemon {
 namespace {
 
-std::uint64_t memory_of(const sockalarm_client& facts) noexcept {
-  return std::uint64_t{facts.slots} * sizeof(sockalarm_watch_state) + facts.ring_bytes;
+std::uint64_t memory_of(std::uint32_t slots, std::uint32_t ring_bytes) noexcept {
+  return std::uint64_t{slots} * sizeof(sockalarm_watch_state) + ring_bytes;
 }
 
 }  // namespace
@@ -23,20 +23,23 @@ Client::Client(Shared& shared, const sockalarm_client& facts, std::uint32_t inde
   shared_.roll.add(entry_);
 }
 
+Result<Charge> Client::reserve(Shared& shared, uid_t uid, std::uint32_t slots, std::uint32_t ring_bytes) {
+  return shared.accounts->charge(uid, Resource::memory, memory_of(slots, ring_bytes));
+}
+
 Result<std::unique_ptr<Client>> Client::add(Shared& shared, const sockalarm_client& facts, int table,
-                                            int ring) {
-  auto memory = shared.accounts->charge(facts.uid, Resource::memory, memory_of(facts));
-  if (!memory) return fail(memory.error());
+                                            int ring, Charge memory) {
   auto watches = shared.accounts->charge(facts.uid, Resource::watches, 0);
   if (!watches) return fail(watches.error());
   const auto index = shared.kernel.add(facts, table, ring);
   if (!index) return fail(index.error());
-  return std::unique_ptr<Client>(new Client(shared, facts, *index, std::move(*memory), std::move(*watches)));
+  return std::unique_ptr<Client>(new Client(shared, facts, *index, std::move(memory), std::move(*watches)));
 }
 
 Result<std::unique_ptr<Client>> Client::adopt(Shared& shared, const KernelSide::Survivor& survivor) {
   const uid_t uid = survivor.facts.uid;
-  Charge memory = shared.accounts->charge_anyway(uid, Resource::memory, memory_of(survivor.facts));
+  Charge memory = shared.accounts->charge_anyway(uid, Resource::memory,
+                                                 memory_of(survivor.facts.slots, survivor.facts.ring_bytes));
   Charge watches = shared.accounts->charge_anyway(uid, Resource::watches, survivor.cookies.size());
   std::unique_ptr<Client> client(
       new Client(shared, survivor.facts, survivor.index, std::move(memory), std::move(watches)));

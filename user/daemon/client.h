@@ -28,9 +28,12 @@ struct Shared {
 // A client's table, ring and watches in the kernel; its destructor removes them. One thread.
 class Client {
  public:
+  // What a table and a ring of that length count for: before they are made, so that who has all that it may
+  // have makes the kernel allocate nothing.
+  static Result<Charge> reserve(Shared& shared, uid_t uid, std::uint32_t slots, std::uint32_t ring_bytes);
   // Table and ring are lent, and have been checked; `facts` says how long they are.
   static Result<std::unique_ptr<Client>> add(Shared& shared, const sockalarm_client& facts, int table,
-                                             int ring);
+                                             int ring, Charge memory);
   // One that an earlier daemon served. Quotas do not count against what it has already.
   static Result<std::unique_ptr<Client>> adopt(Shared& shared, const KernelSide::Survivor& survivor);
   ~Client();

@@ -10,6 +10,7 @@
 #include <array>
 #include <bit>
 #include <cerrno>
+#include <thread>
 #include <utility>
 
 #include "core/bpf_programs.h"
@@ -48,8 +49,10 @@ Result<std::uint64_t> cookie_of_tcp(int fd) {
 
 }  // namespace
 
-Connection::Connection(Shared& shared, UniqueFd socket, Peer peer, Charge charge, FindSurvivor find_survivor)
+Connection::Connection(Shared& shared, Pace& pace, UniqueFd socket, Peer peer, Charge charge,
+                       FindSurvivor find_survivor)
     : shared_(shared),
+      pace_(pace),
       socket_(std::move(socket)),
       peer_(std::move(peer)),
       charge_(std::move(charge)),
@@ -142,6 +145,11 @@ Connection::Refusal Connection::make_client(std::uint32_t slots, std::uint32_t r
     if (auto refusal = reply(hello_id_, fail(error))) return refusal;
     return error.message();
   };
+  auto memory = Client::reserve(shared_, peer_.uid, slots, ring_bytes);
+  if (!memory) return refuse(memory.error());
+  // Others of the same user wait, too.
+  std::this_thread::sleep_for(
+      pace_.take(memory->amount(), shared_.accounts->limits().memory, std::chrono::steady_clock::now()));
   auto table = detail::make_table(slots);
   if (!table) return refuse(table.error());
   auto ring = detail::make_ring(ring_bytes);
@@ -149,7 +157,8 @@ Connection::Refusal Connection::make_client(std::uint32_t slots, std::uint32_t r
   const auto table_facts = map_facts(table->get()), ring_facts = map_facts(ring->get());
   if (!table_facts) return refuse(table_facts.error());
   if (!ring_facts) return refuse(ring_facts.error());
-  auto client = Client::add(shared_, facts(*table_facts, *ring_facts), table->get(), ring->get());
+  auto client =
+      Client::add(shared_, facts(*table_facts, *ring_facts), table->get(), ring->get(), std::move(*memory));
   if (!client) return refuse(client.error());
   Result<UniqueFd> introduction;
   if (shared_.kernel.task_work()) introduction = detail::make_introduction();
@@ -185,7 +194,10 @@ Connection::Refusal Connection::resume(UniqueFd ring) {
   }
   if (table_facts->entries > shared_.slots || ring_facts->entries > shared_.ring_bytes)
     return refuse(wrong(EDQUOT, "table or ring are longer than they may be by now"));
-  auto client = Client::add(shared_, facts(*table_facts, *ring_facts), table.get(), ring.get());
+  auto memory = Client::reserve(shared_, peer_.uid, table_facts->entries, ring_facts->entries);
+  if (!memory) return refuse(memory.error());
+  auto client =
+      Client::add(shared_, facts(*table_facts, *ring_facts), table.get(), ring.get(), std::move(*memory));
   if (!client) return refuse(client.error());
   client_ = std::move(*client);
   return welcome(false);

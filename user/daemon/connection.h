@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "daemon/client.h"
+#include "daemon/pace.h"
 #include "ipc/frame_socket.h"
 #include "ipc/protocol.h"
 
@@ -25,7 +26,9 @@ class Connection {
   using FindSurvivor =
       std::function<std::unique_ptr<Client>(const Peer&, std::uint32_t table, std::uint32_t ring)>;
 
-  Connection(Shared& shared, UniqueFd socket, Peer peer, Charge charge, FindSurvivor find_survivor);
+  // pace: of its user, and so of its lane.
+  Connection(Shared& shared, Pace& pace, UniqueFd socket, Peer peer, Charge charge,
+             FindSurvivor find_survivor);
 
   // Takes what is there, but no more than a fair part. Why it must be closed, if so.
   std::optional<std::string> serve();
@@ -57,6 +60,7 @@ class Connection {
   sockalarm_client facts(const MapFacts& table, const MapFacts& ring) const noexcept;
 
   Shared& shared_;
+  Pace& pace_;
   const UniqueFd socket_;
   const Peer peer_;
   const Charge charge_;

@@ -121,7 +121,7 @@ void Lane::collect() {
 void Lane::admit(Arrival arrival) {
   const Id id = last_id_ += 2;
   auto connection = std::make_unique<Connection>(
-      shared_, std::move(arrival.socket), std::move(arrival.peer), std::move(arrival.charge),
+      shared_, pace_, std::move(arrival.socket), std::move(arrival.peer), std::move(arrival.charge),
       [this](const Peer& peer, std::uint32_t table, std::uint32_t ring) { return find(peer, table, ring); });
   const int process = connection->peer().process.get();
   const bool heard = listen(connection->socket(), id) && (process < 0 || listen(process, id + 1));

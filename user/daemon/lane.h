@@ -79,6 +79,7 @@ class Lane {
   std::vector<Arrival> mailbox_;  // under the mutex
   // The thread's own:
   Id last_id_ = 2;
+  Pace pace_;
   std::unordered_map<Id, std::unique_ptr<Connection>> connections_;
   std::unordered_map<Id, Survivor> survivors_;
   LogLimit violations_;
