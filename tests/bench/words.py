@@ -35,8 +35,8 @@ DAEMON = """## sockalarmd
 
 {clients} clients with {each} connections each, both ends, through one daemon; from start to end over all of them, divided
 by their number. And what an honest client notices of a hostile one: from the peer's close() to the signal handler, while a
-process of another user does one kind of harm to the daemon as fast as it can (*deeds/s*), and beside one that only uses a
-processor; all in turns.
+process of another user does one kind of harm to the daemon as fast as it can (*deeds/s*), beside one that only uses a
+processor, and beside two that wake each other over a socket, as a hostile client and the daemon do; all in turns.
 """
 
 MACHINE_CODE = """

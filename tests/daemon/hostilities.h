@@ -210,4 +210,22 @@ inline std::function<void()> burning(const DaemonHome&) {
   };
 }
 
+// Two processes that wait for each other, as a hostile client and the daemon's thread for it do, and nothing
+// of the daemon.
+inline std::function<void()> chattering(const DaemonHome&) {
+  auto ends = std::make_shared<Connection>(unix_pair());
+  if (::fork() == 0) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    ends->peer.reset();
+    char byte = 0;
+    while (::read(ends->ours.get(), &byte, 1) == 1 && ::write(ends->ours.get(), &byte, 1) == 1) {
+    }
+    ::_exit(0);
+  }
+  return [ends] {
+    char byte = 'x';
+    require(::write(ends->peer.get(), &byte, 1) == 1 && ::read(ends->peer.get(), &byte, 1) == 1, "chatter");
+  };
+}
+
 }  // namespace sockalarm::test

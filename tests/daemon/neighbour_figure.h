@@ -9,8 +9,8 @@
 #include "daemon/hostilities.h"
 
 // What a client notices of another one that does its worst: its alarms, from the peer's close() to the signal
-// handler, while nobody else is there, while a process only uses the processor, and while a process of
-// another user does one kind of harm to the daemon over and over, all in turns.
+// handler, while nobody else is there, while a process only uses the processor or two wake each other, and
+// while a process of another user does one kind of harm to the daemon over and over, all in turns.
 namespace sockalarm::test {
 
 inline constexpr uid_t kHammer = 65532;
@@ -56,6 +56,7 @@ struct Company {
 inline std::vector<Company> all_company(const DaemonHome& home) {
   return {{"alone", {}},
           {"beside_a_burner", burning},
+          {"beside_a_chatter", chattering},
           {"beside_a_hammer", hammering},
           {"fuzzed_frames", fuzzed_frames},
           {"wrong_versions", wrong_versions},
@@ -74,8 +75,8 @@ inline std::uint64_t quantile(std::vector<std::uint64_t> of, double part) {
   return of[static_cast<std::size_t>(part * static_cast<double>(of.size() - 1))];
 }
 
-// For each company {"p50_us", "p90_us"}; of the hostile ones also the ratios to the first two, and how often
-// per second they did it.
+// For each company {"p50_us", "p90_us"}; of the hostile ones also the ratios to the first three, and how
+// often per second they did it.
 inline nlohmann::json measure_neighbour(std::size_t rounds, std::size_t alarms) {
   using Clock = std::chrono::steady_clock;
   const DaemonHome home;
@@ -117,10 +118,12 @@ inline nlohmann::json measure_neighbour(std::size_t rounds, std::size_t alarms) 
     for (const auto& [name, part] : {std::pair{"p50", 0.5}, {"p90", 0.9}}) {
       const std::string key = std::string(name) + "_us";
       row[key] = static_cast<double>(quantile(samples[kind].alarms, part)) / 1000;
-      for (const auto& [other, to] : {std::pair{0U, "_to_alone"}, {1U, "_to_burner"}})
-        if (kind > 1)
-          row[name + std::string(to)] =
-              row[key].get<double>() / result[company[other].name][key].get<double>();
+      for (const std::size_t other : {0U, 1U, 2U}) {
+        const std::string to = company[other].name;
+        if (kind > std::max<std::size_t>(other, 1))
+          row[name + ("_to_" + to.substr(to.rfind('_') + 1))] =
+              row[key].get<double>() / result[to][key].get<double>();
+      }
     }
     if (kind > 1) row["per_second"] = static_cast<double>(samples[kind].deeds) / samples[kind].time.count();
   }
