@@ -146,8 +146,8 @@ TEST(Actions, SignalsTheArmingThread) {
   std::atomic<pid_t> tid{0};
   std::atomic<bool> over{false};
   std::thread arming([&] {
-    // TSan makes a thread's signal state in the thread's first call that it knows, and loses a signal that comes
-    // meanwhile (libtsan of gcc 12): that call must be over.
+    // TSan makes a thread's signal state in the thread's first call that it knows, and loses a signal that
+    // comes meanwhile (libtsan of gcc 12): that call must be over.
     std::this_thread::sleep_for(1ms);
     tid = this_thread();
     while (!over) std::this_thread::sleep_for(1ms);
