@@ -156,6 +156,8 @@ class Peer {
  public:
   bool gone() const noexcept { return (load() & events::shut.bits()) != 0; }
   Events seen() const noexcept { return Events(static_cast<std::uint32_t>(load())) & events::all; }
+  // The word that is loaded, whose low bits are Events: for who loads it in another language, as gone() does.
+  const std::uint64_t* word() const noexcept { return seen_; }
 
  private:
   friend class Watch;

@@ -12,6 +12,7 @@ cmake -S "$source/tests/contract/outside" -B "$work/outside" -DCMAKE_PREFIX_PATH
 cmake --build "$work/outside" >>"$work/log"
 "$work/outside/outside"
 "$work/outside/databases"
+if [ -x "$work/outside/outside_c" ]; then "$work/outside/outside_c"; fi
 if [ -x "$work/outside/outside_request" ]; then "$work/outside/outside_request"; fi
 
 PKG_CONFIG_PATH=$(dirname "$(find "$work/prefix" -name sockalarm.pc)")
@@ -27,6 +28,12 @@ by_pkg_config() {  # MODULE SOURCE [OPTION]...
   "$work/by-pkg-config-$module"
 }
 by_pkg_config sockalarm main.cpp
+if [ -f "$PKG_CONFIG_PATH/sockalarm-c.pc" ]; then
+  pkg-config --validate sockalarm-c
+  read -ra c_flags < <(pkg-config --cflags --libs sockalarm-c)
+  "${CC:-cc}" -std=c11 -pedantic -Wall -Wextra -Werror "$source/tests/contract/outside/main.c" -o "$work/by-pkg-config-c" "${c_flags[@]}"
+  LD_LIBRARY_PATH=$(pkg-config --variable=libdir sockalarm-c) "$work/by-pkg-config-c"
+fi
 
 run_example() {  # the text is on stdin
   mkdir "$work/$1"
