@@ -49,7 +49,6 @@ static void handle(sockalarm_context* context, const sockalarm_actions* actions,
   sockalarm_watch* watch;
   sockalarm_alarm* alarm;
   sockalarm_peer peer;
-  sockalarm_event cause;
   char request[4096], what[64];
 
   check(sockalarm_watch_new(context, client, &watch)); /* once per connection */
@@ -58,10 +57,9 @@ static void handle(sockalarm_context* context, const sockalarm_actions* actions,
     check(sockalarm_alarm_new(watch, actions, SOCKALARM_EVENT_SHUT, 0, &alarm)); /* per request */
     if (!sockalarm_peer_gone(peer) && nanosleep(&work, NULL) != 0 && errno == EINTR)
       printf("the blocked thread is back\n");
-    check(sockalarm_alarm_cause(alarm, &cause));
     sockalarm_alarm_free(alarm); /* from here on no signal comes */
     if (sockalarm_peer_gone(peer)) {
-      check(sockalarm_events_text(cause.what, what, sizeof what));
+      check(sockalarm_events_text(sockalarm_peer_seen(peer), what, sizeof what));
       printf("request given up: %s\n", what);
     } else {
       const char answer[] = "HTTP/1.0 200 OK\r\n\r\ndone\n";

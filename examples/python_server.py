@@ -31,7 +31,13 @@ class News(ctypes.Structure):
 EVENT_SHUT = 15
 library = ctypes.CDLL(os.environ.get("SOCKALARM_C_LIBRARY", "libsockalarm_c.so.0"))
 library.sockalarm_error_text.restype = ctypes.c_char_p
-library.sockalarm_watch_peer.restype = ctypes.POINTER(ctypes.c_uint64)  # a struct of one pointer
+
+
+class Peer(ctypes.Structure):
+    _fields_ = [("seen", ctypes.POINTER(ctypes.c_uint64))]
+
+
+library.sockalarm_watch_peer.restype = Peer
 for handle in ("context", "actions", "watch", "alarm"):
     getattr(library, f"sockalarm_{handle}_free").restype = None
 
@@ -58,7 +64,7 @@ class Client:
     def __init__(self, context, connection):
         self.connection = connection
         self.watch = Handle("watch", "watch_new", context, connection.fileno())
-        self.seen = library.sockalarm_watch_peer(self.watch)
+        self.seen = library.sockalarm_watch_peer(self.watch).seen
         self.actions = Handle("actions", "actions_new")
         call("actions_add_post", self.actions, context, ctypes.c_void_p(connection.fileno()))
         self.alarm = Handle("alarm", "alarm_new", self.watch, self.actions, ctypes.c_uint32(EVENT_SHUT), ctypes.c_int64(0))

@@ -30,7 +30,9 @@
  * - Functions that are called back run with all signals blocked, on a thread of the library where nothing
  * else is said, and must not leave by longjmp(3) or pthread_exit(3).
  * - After fork() the child's handles are inert: they answer, change nothing, and may be freed.
- *   sockalarm_context_after_fork() makes a context useful again.
+ *   sockalarm_context_after_fork() makes a context useful again. Actions can be armed on the child's own
+ * watches; those that post fail before that.
+ * - A thread must not be cancelled (pthread_cancel(3)) inside.
  * - Not from signal handlers, but for sockalarm_peer_gone() and sockalarm_peer_seen().
  * - In structs that begin with `size`, it is sizeof the struct, and all else may be zero: that means the
  * default.
@@ -180,7 +182,7 @@ SOCKALARM_C_API int sockalarm_context_stats(const sockalarm_context* context, so
 /* For an event loop: readable while something waits for sockalarm_context_next(). The context's own: watch it
  * with poll(2), do not read or close it. */
 SOCKALARM_C_API int sockalarm_context_fd(const sockalarm_context* context);
-/* What a post action put down. */
+/* What a post action put down. This and sockalarm_event stay as they are. */
 typedef struct sockalarm_news {
   void* tag;
   sockalarm_event event;
@@ -229,7 +231,8 @@ SOCKALARM_C_API int sockalarm_actions_add_post(sockalarm_actions* actions, socka
 
 /* Answers SOCKALARM_PROCEED or SOCKALARM_STOP. `event` lives for the call. */
 typedef int sockalarm_call_fn(void* data, const sockalarm_event* event);
-/* Told once, when neither chain nor alarm needs `data` any more; on whichever thread that is. */
+/* Told once, when nobody needs `data` any more: neither the chain, nor an alarm, nor a watch, which keeps the
+ * chain of its last alarm until the next one or its own end. On whichever thread that is. */
 typedef void sockalarm_release_fn(void* data);
 /* Call a function on the dispatcher thread, where no other alarm is served meanwhile: keep it short.
  * `release` may be NULL. If adding fails, `data` stays the caller's and `release` is not called. */

@@ -146,7 +146,7 @@ TEST_F(TeardownTest, TheDaemonIsKilledAtEveryStep) {
     EXPECT_TRUE(nothing_is_left()) << "step " << step << ": " << clients_in_kernel(home_) << ", "
                                    << entries_of(home_, "registry");
   }
-  EXPECT_GT(step, kLeastSteps);
+  EXPECT_GE(step - 2, kLeastSteps);  // the last round killed nobody
 }
 
 TEST_F(TeardownTest, TheClientIsKilledAtEveryStepOfTheDaemon) {
@@ -170,7 +170,7 @@ TEST_F(TeardownTest, TheClientIsKilledAtEveryStepOfTheDaemon) {
     EXPECT_TRUE(nothing_is_left()) << "step " << step;
     EXPECT_TRUE(daemon->running());
   }
-  EXPECT_GT(step, kLeastSteps);
+  EXPECT_GE(step - 2, kLeastSteps);
 }
 
 // By the library: a Watcher with its watches and alarms is destroyed.

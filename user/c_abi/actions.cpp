@@ -2,6 +2,7 @@
 #include <sockalarm/address.h>
 #include <sys/socket.h>
 
+#include <stdexcept>
 #include <vector>
 
 #include "c_abi/entry.h"
@@ -188,7 +189,9 @@ int sockalarm_actions_add_post(sockalarm_actions* actions, sockalarm_context* co
   SOCKALARM_C_NEEDS(context);
   return guarded(__func__, [&] {
     return add(*actions, sockalarm::call([news = context->news, tag](const sockalarm::Event& event) {
-      news->put({tag, to_c(event)});
+      if (!news->put({tag, to_c(event)}))
+        throw std::runtime_error(
+            "the context was inherited by fork(); call sockalarm_context_after_fork() first");
       return sockalarm::Verdict::proceed;
     }));
   });

@@ -4,7 +4,6 @@
 
 #include "c_abi/entry.h"
 #include "c_abi/handles.h"
-#include "core/fork.h"
 
 namespace sockalarm::c_abi {
 namespace {
@@ -85,11 +84,7 @@ Result<sockalarm_context> make_context(Options options) {
   auto pipe = WakePipe::make();
   if (!pipe) return fail(pipe.error());
   return sockalarm_context{std::move(options), std::move(*watcher),
-                           std::make_shared<NewsQueue>(std::move(*pipe)), detail::fork_generation()};
-}
-
-bool inherited(const sockalarm_context& context) noexcept {
-  return context.made_in != detail::fork_generation();
+                           std::make_shared<NewsQueue>(std::move(*pipe))};
 }
 
 }  // namespace
@@ -113,10 +108,13 @@ void sockalarm_context_free(sockalarm_context* context) { delete context; }
 int sockalarm_context_after_fork(sockalarm_context* context) {
   SOCKALARM_C_NEEDS(context);
   return guarded(__func__, [&] {
-    if (!inherited(*context)) return 0;
-    auto made = make_context(context->options);
-    if (!made) return fail_with(made.error());
-    *context = std::move(*made);
+    if (!context->news->inherited()) return 0;
+    auto watcher = sockalarm::Watcher::create(context->options);
+    if (!watcher) return fail_with(watcher.error());
+    auto pipe = sockalarm::WakePipe::make();
+    if (!pipe) return fail_with(pipe.error());
+    context->news->renew(std::move(*pipe));
+    context->watcher = std::move(*watcher);
     return 1;
   });
 }
@@ -145,7 +143,9 @@ int sockalarm_context_stats(const sockalarm_context* context, sockalarm_stats* s
     const sockalarm_stats known = {stats->size,      now.watches,     now.fired,          now.fired_directly,
                                    now.wakeups,      now.actions_run, now.actions_failed, now.records,
                                    now.records_lost, now.records_bad};
-    std::memcpy(stats, &known, std::min(stats->size, sizeof known));
+    const std::size_t size = stats->size;  // of a later version, maybe: what we do not know is 0
+    std::memset(stats, 0, size);
+    std::memcpy(stats, &known, std::min(size, sizeof known));
     return 0;
   });
 }
@@ -159,7 +159,7 @@ int sockalarm_context_next(sockalarm_context* context, sockalarm_news* news) {
   SOCKALARM_C_NEEDS(context);
   SOCKALARM_C_NEEDS(news);
   return guarded(__func__, [&] {
-    if (inherited(*context))
+    if (context->news->inherited())
       return fail_with(SOCKALARM_E_INERT_AFTER_FORK,
                        "this context was inherited by fork(); call sockalarm_context_after_fork() first");
     const auto oldest = context->news->take();

@@ -18,6 +18,7 @@ namespace sockalarm::c_abi {
 
 // Keeps the text for sockalarm_error_text(); answers `code`. Allocates nothing, so it serves ENOMEM, too.
 int fail_with(int code, std::string_view text) noexcept;
+int fail_with(const std::error_code& code, std::string_view text) noexcept;
 int fail_with(const Error& error) noexcept;
 // -EINVAL: "function(): what".
 int bad_argument(const char* function, std::string_view what) noexcept;
@@ -29,7 +30,7 @@ int guarded(const char* function, Body&& body) noexcept {
   } catch (const std::bad_alloc&) {
     return fail_with(-ENOMEM, "out of memory");
   } catch (const std::system_error& error) {
-    return fail_with({error.code(), error.what()});
+    return fail_with(error.code(), error.what());
   } catch (const std::exception& error) {
     return fail_with(SOCKALARM_E_INTERNAL, error.what());
   } catch (...) {

@@ -44,6 +44,10 @@ int fail_with(int code, std::string_view text) noexcept {
   return code;
 }
 
+int fail_with(const std::error_code& code, std::string_view text) noexcept {
+  return fail_with(code_of(code), text);
+}
+
 int fail_with(const Error& error) noexcept { return fail_with(code_of(error.code()), error.message()); }
 
 int bad_argument(const char* function, std::string_view what) noexcept {

@@ -5,7 +5,6 @@
 #include <sockalarm/sockalarm_c.h>
 #include <sockalarm/watcher.h>
 
-#include <cstdint>
 #include <memory>
 
 #include "c_abi/news_queue.h"
@@ -16,7 +15,6 @@ struct sockalarm_context {
   sockalarm::Options options;  // for another Watcher after fork()
   sockalarm::Watcher watcher;
   std::shared_ptr<sockalarm::c_abi::NewsQueue> news;  // post actions keep it, too
-  std::uint64_t made_in;                              // detail::fork_generation() of its process
 };
 
 struct sockalarm_watch {

@@ -32,7 +32,8 @@ static_assert(sockalarm::events::shut.bits() == SOCKALARM_EVENT_SHUT &&
               sockalarm::events::closed.bits() == SOCKALARM_EVENT_CLOSED &&
               sockalarm::events::deadline.bits() == SOCKALARM_EVENT_DEADLINE);
 // What bindings write down.
-static_assert(sizeof(sockalarm_event) == 24 && sizeof(sockalarm_peer) == sizeof(void*));
+static_assert(sizeof(sockalarm_event) == 24 && sizeof(sockalarm_news) == 24 + sizeof(std::uint64_t) &&
+              sizeof(sockalarm_peer) == sizeof(void*));
 
 }  // namespace
 

@@ -184,7 +184,9 @@ class Watching {
   // False: it is left out, which has been told. The others are watched all the same.
   Result<bool> begin(Watcher& watcher, TakenSocket socket) {
     auto watch = watcher.watch(socket.copy.get());
-    if (!watch) return leave_out(socket.info, watch.error().message());
+    if (!watch && watch.error().code() == Errc::not_connected)  // meanwhile
+      return leave_out(socket.info, watch.error().message());
+    if (!watch) return fail(watch.error());
     if (watch->source() != watcher.describe().source)
       return leave_out(socket.info,
                        "cannot be registered: the table or the quota is full, or another client of "

@@ -4,6 +4,7 @@
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <cap-ng.h>
+#include <elf.h>
 #include <fcntl.h>
 #include <linux/btf.h>
 #include <pthread.h>
@@ -234,15 +235,18 @@ bool has_task_work(const KernelBtf& btf) {
 }  // namespace
 
 std::uint64_t programs_hash() {
-  const LibbpfMessages messages;
-  const std::unique_ptr<bpf_object, ObjectDeleter> object(open_object(true));
-  if (!object) return 0;
-  std::uint64_t hash = 0xcbf29ce484222325;  // FNV-1a; before relocation, so of this build and no machine
-  bpf_program* program = nullptr;
-  bpf_object__for_each_program(program, object.get()) {
-    const auto* const bytes = reinterpret_cast<const unsigned char*>(bpf_program__insns(program));
-    for (std::size_t i = 0; i < bpf_program__insn_cnt(program) * sizeof(bpf_insn); ++i)
-      hash = (hash ^ bytes[i]) * 0x100000001b3;
+  // Not by libbpf, whose programs are without the functions that they call before they are loaded.
+  std::size_t size = 0;
+  const auto* const bytes = static_cast<const unsigned char*>(sockalarm_task_work_bpf__elf_bytes(&size));
+  Elf64_Ehdr file{};
+  std::memcpy(&file, bytes, sizeof file);
+  std::uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
+  for (unsigned i = 0; i < file.e_shnum; ++i) {
+    Elf64_Shdr section{};
+    std::memcpy(&section, bytes + file.e_shoff + std::size_t{i} * file.e_shentsize, sizeof section);
+    if (section.sh_type != SHT_PROGBITS || (section.sh_flags & SHF_ALLOC) == 0) continue;  // BTF has paths
+    for (std::size_t at = 0; at < section.sh_size; ++at)
+      hash = (hash ^ bytes[section.sh_offset + at]) * 0x100000001b3;
   }
   return hash;
 }

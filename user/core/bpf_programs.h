@@ -54,8 +54,8 @@ struct ObjectDeleter {
 // Says of a failed bpf(2) which capability is missing, if it is that.
 Error explain(int failed, const std::string& what, const std::string& libbpf_says);
 
-// Of the instructions that come with this library. Another build has the same unless its programs do
-// something else.
+// Of the instructions and constants that come with this library. Another build has the same unless its
+// programs do something else.
 std::uint64_t programs_hash();
 
 // The programs and maps of bpf/, loaded, and attached where that was asked for. What is destroyed detaches.
