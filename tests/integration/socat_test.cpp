@@ -33,7 +33,7 @@ using Milliseconds = std::chrono::duration<double, std::milli>;
 
 // A command must be gone so soon after its client. The rule for the median alone: one visit may meet with
 // whatever else this machine does.
-constexpr Milliseconds kLimit{50};
+[[maybe_unused]] constexpr Milliseconds kLimit{50};
 constexpr int kVisits = 7;
 
 class CliSocatTest : public ::testing::Test {
