@@ -190,8 +190,8 @@ TEST_P(CAlarmsTest, SignalsAndNotifiesAndHasDeadlines) {
 }
 
 // What a child of fork() finds, as bits of its exit status.
-int child_finds(const CContext& context, const CWatch& watch, const CAlarm& alarm, const CActions& posts,
-                int ours) {
+int child_finds(const CContext& context, const CWatch& watch, const CAlarm& alarm,
+                [[maybe_unused]] const CActions& posts, int ours) {
   int wrong = 0;
   sockalarm_news news{};
   sockalarm_watch* made = nullptr;
