@@ -215,8 +215,7 @@ class Watching {
     if (options_.json)
       write(json_of(info, "left_out", {{"why", why}}).dump());
     else
-      std::cerr << "sockalarm watch: " << info.fd << ": " << to_string(*info.local) << " <-> "
-                << to_string(*info.peer) << " is left out: " << why << "\n";
+      std::cerr << "sockalarm watch: " << text_of(info) << " is left out: " << why << "\n";
     finish();
     return false;
   }
@@ -247,11 +246,14 @@ class Watching {
       fields["seconds"] = seconds;
       line << json_of(item.info, event, std::move(fields)).dump();
     } else {
-      line << item.info.fd << ": " << to_string(*item.info.local) << " <-> " << to_string(*item.info.peer)
-           << " " << words << std::fixed << std::setprecision(3);
+      line << text_of(item.info) << " " << words << std::fixed << std::setprecision(3);
       if (item.told) line << " after " << seconds << " s";
     }
     write(line.str());
+  }
+
+  static std::string text_of(const DescriptorInfo& info) {
+    return std::to_string(info.fd) + ": " + to_string(*info.local) + " <-> " + to_string(*info.peer);
   }
 
   nlohmann::json json_of(const DescriptorInfo& info, const char* event, nlohmann::json fields) const {

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "core/dispatcher.h"
+#include "core/log_hook.h"
 #include "core/watch_state.h"
 
 namespace sockalarm::detail {

@@ -107,13 +107,7 @@ void Dispatcher::cancel_timer(TimerId timer) noexcept {
   timers_.erase(found);
 }
 
-void Dispatcher::log(LogLevel level, std::string_view text) const noexcept {
-  if (!log_) return;
-  try {
-    log_(level, text);
-  } catch (...) {  // a hook that throws must not end the process
-  }
-}
+void Dispatcher::log(LogLevel level, std::string_view text) const noexcept { tell(log_, level, text); }
 
 std::optional<Dispatcher::Clock::time_point> Dispatcher::wait_until() {
   const std::lock_guard lock(mutex_);

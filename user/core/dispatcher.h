@@ -19,12 +19,12 @@
 #include <vector>
 
 #include "core/helpers.h"
+#include "core/log_hook.h"
 #include "core/source.h"
 
 namespace sockalarm::detail {
 
 struct AlarmRecord;
-using LogHook = std::function<void(LogLevel, std::string_view)>;
 
 // The one background thread: waits on the source and on timers, hands news on, and runs chains. A chain that
 // sleeps is parked on a timer, and an action that may block is run by a helper thread, which hands the chain

@@ -230,7 +230,7 @@ class DaemonSession final : public BpfSession {
     const bool lost = !serving();
     if (lost == std::exchange(told_lost_, lost)) return;
     lock.unlock();
-    tell(lost);
+    tell_hook(lost);
   }
 
  private:
@@ -286,17 +286,15 @@ class DaemonSession final : public BpfSession {
   }
 
   // By the dispatcher, without the mutex.
-  void tell(bool lost) const noexcept {
-    if (!log_) return;
-    try {
-      if (lost)
-        log_(LogLevel::warning, "sockalarmd at " + path_ +
-                                    " has gone: its programs in the kernel go on telling of the sockets that "
-                                    "are watched, new ones are served by epoll until it is back");
-      else
-        log_(LogLevel::info, "sockalarmd at " + path_ + " is back");
-    } catch (...) {  // a hook that throws must not end the process
-    }
+  void tell_hook(bool lost) const {
+    if (lost)
+      detail::tell(
+          log_, LogLevel::warning,
+          "sockalarmd at " + path_ +
+              " has gone: its programs in the kernel go on telling of the sockets that are watched, new "
+              "ones are served by epoll until it is back");
+    else
+      detail::tell(log_, LogLevel::info, "sockalarmd at " + path_ + " is back");
   }
 
   // All of the following with the mutex held.
