@@ -150,6 +150,24 @@ TEST(CliRunTest, NobodyReadsTheLog) {
   }
 }
 
+// What others write to the same stderr must not come between two parts of a line: a write is a datagram here.
+TEST(CliRunTest, WritesEachLineOfTheLogWhole) {
+  for (const char* option : {"--json", "--verbose"}) {
+    int ends[2];
+    ASSERT_EQ(::socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, ends), 0);
+    UniqueFd ours(ends[0]), theirs(ends[1]);
+    Served served({option, "--", "sh", "-c", kReport + "exec sleep 600"}, true,
+                  [&] { ::dup2(theirs.get(), 2); });
+    served.client_leaves();
+    EXPECT_EQ(served.wait().status, 123);
+    int lines = 0;
+    char line[1024];
+    for (ssize_t n = 0; (n = ::recv(ours.get(), line, sizeof line, MSG_DONTWAIT)) > 0; ++lines)
+      EXPECT_EQ(line[n - 1], '\n') << option << ": " << std::string_view(line, static_cast<std::size_t>(n));
+    EXPECT_GE(lines, 2) << option;
+  }
+}
+
 TEST(CliRunTest, KillsWhatDoesNotListenToAForwardedSignal) {
   for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGQUIT}) {
     Served served({"--kill-after", "50ms", "--", "sh", "-c",

@@ -3,7 +3,9 @@
 
 #include <CLI/CLI.hpp>
 #include <functional>
+#include <iostream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace sockalarm::cli {
@@ -21,5 +23,12 @@ void add_completion(CLI::App& app, Task& chosen);
 
 // For anything that fails before the subcommand could do its work; timeout(1) uses the same number.
 inline constexpr int kExitFailed = 125;
+
+// A line for stderr, by one write(): others write there too (the command, socat), and what came in between
+// two would tear the line.
+inline void say(std::string_view line) {
+  std::string whole(line);
+  std::cerr << (whole += '\n');
+}
 
 }  // namespace sockalarm::cli

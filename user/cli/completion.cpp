@@ -187,8 +187,8 @@ void add_completion(CLI::App& app, Task& chosen) {
       } else if (*shell == "fish") {
         print_fish(app);
       } else {
-        std::cerr << "sockalarm completion: unknown shell " << sockalarm::quoted(*shell)
-                  << "; expected bash, zsh or fish\n";
+        say("sockalarm completion: unknown shell " + sockalarm::quoted(*shell) +
+            "; expected bash, zsh or fish");
         return kExitFailed;
       }
       return 0;

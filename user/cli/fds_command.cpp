@@ -30,15 +30,14 @@ int print_descriptors(const FdsOptions& options) {
   if (options.pid) {
     pid = parse_number<pid_t>(*options.pid);
     if (!pid || *pid <= 0) {
-      std::cerr << "sockalarm fds: " << sockalarm::quoted(*options.pid)
-                << " is not a process id; expected a number above 0, such as pidof(1) prints\n";
+      say("sockalarm fds: " + sockalarm::quoted(*options.pid) +
+          " is not a process id; expected a number above 0, such as pidof(1) prints");
       return kExitFailed;
     }
   }
   const auto table = descriptor_table(pid);
   if (!table) {
-    std::cerr << "sockalarm fds: " << table.error().message()
-              << "; is there such a process, and is it yours?\n";
+    say("sockalarm fds: " + table.error().message() + "; is there such a process, and is it yours?");
     return kExitFailed;
   }
   nlohmann::json all = nlohmann::json::array();

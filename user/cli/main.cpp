@@ -52,8 +52,8 @@ int run(int argc, char** argv) {
   add_watch(app, chosen);
   add_completion(app, chosen);
   if (!words.ours.empty() && is_unknown_subcommand(app, words.ours.back())) {
-    std::cerr << "sockalarm: unknown subcommand '" << words.ours.back()
-              << "'; expected run, doctor, fds, status, watch or completion (sockalarm --help)\n";
+    say("sockalarm: unknown subcommand '" + words.ours.back() +
+        "'; expected run, doctor, fds, status, watch or completion (sockalarm --help)");
     return kExitFailed;
   }
   try {
@@ -66,7 +66,7 @@ int run(int argc, char** argv) {
 
 int give_up(const std::string& why) {
   std::cout.exceptions(std::ios::goodbit);  // it is flushed once more at exit
-  std::cerr << "sockalarm: " << why << "\n";
+  say("sockalarm: " + why);
   return kExitFailed;
 }
 

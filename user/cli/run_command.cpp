@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <deque>
-#include <iostream>
 #include <mutex>
 #include <nlohmann/json.hpp>
 
@@ -94,7 +93,7 @@ class Runner {
     if (!signals_) return complain(Error::from_errno(errno, "signalfd()"));
     auto watcher = Watcher::create({.source = plan_.source, .log = [](LogLevel level, std::string_view text) {
                                       if (level >= LogLevel::warning)
-                                        std::cerr << "sockalarm run: " << text << "\n";
+                                        say("sockalarm run: " + std::string(text));
                                     }});
     if (!watcher) return complain(watcher.error());
     auto watch = watcher->watch(plan_.fd);
@@ -130,7 +129,7 @@ class Runner {
 
  private:
   int complain(const Error& error) const {
-    std::cerr << "sockalarm run: " << error.message() << "\n";
+    say("sockalarm run: " + error.message());
     return kExitFailed;
   }
   int not_started(const StartFailure& failure) const {
@@ -142,9 +141,9 @@ class Runner {
   void tell(const char* event, nlohmann::json fields, const std::string& words, bool always = false) const {
     if (options_.json) {
       fields["event"] = event;
-      std::cerr << fields.dump() << "\n";
+      say(fields.dump());
     } else if (options_.verbose || always) {
-      std::cerr << "sockalarm run: " << words << "\n";
+      say("sockalarm run: " + words);
     }
   }
 
@@ -175,7 +174,7 @@ class Runner {
     const auto launch = [this](std::size_t program) {
       return call([this, program] {
         if (!launcher_->launch(program))
-          std::cerr << "sockalarm run: the process that starts programs has been killed\n";
+          say("sockalarm run: the process that starts programs has been killed");
       });
     };
     bool signals = false;
@@ -316,7 +315,7 @@ class Runner {
 int run_command(const RunOptions& options) {
   auto plan = make_plan(options);
   if (!plan) {
-    std::cerr << "sockalarm run: " << plan.error().message() << "\n";
+    say("sockalarm run: " + plan.error().message());
     return kExitFailed;
   }
   return Runner(options, std::move(*plan)).run();
@@ -391,7 +390,7 @@ void add_run(CLI::App& app, Task& chosen, const std::vector<std::string>& comman
   sub->callback([&chosen, &command, sub, options, before] {
     chosen = [&command, sub, options, before] {
       if (const auto wrong = misplaced(*before, sub->remaining(), command)) {
-        std::cerr << "sockalarm run: " << *wrong << "\n";
+        say("sockalarm run: " + *wrong);
         return kExitFailed;
       }
       options->command = command;

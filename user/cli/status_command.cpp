@@ -65,7 +65,7 @@ void add_status(CLI::App& app, Task& chosen) {
     chosen = [json, socket] {
       const auto text = daemon_status(*socket);
       if (!text) {
-        std::cerr << "sockalarm: " << text.error().message() << "\n";
+        say("sockalarm: " + text.error().message());
         return 2;
       }
       const Json status = Json::parse(*text);

@@ -177,7 +177,7 @@ class Watching {
   };
 
   int complain(const Error& error) const {
-    std::cerr << "sockalarm watch: " << error.message() << "\n";
+    say("sockalarm watch: " + error.message());
     return kExitFailed;
   }
 
@@ -215,7 +215,7 @@ class Watching {
     if (options_.json)
       write(json_of(info, "left_out", {{"why", why}}).dump());
     else
-      std::cerr << "sockalarm watch: " << text_of(info) << " is left out: " << why << "\n";
+      say("sockalarm watch: " + text_of(info) + " is left out: " + why);
     finish();
     return false;
   }
@@ -319,7 +319,7 @@ void add_watch(CLI::App& app, Task& chosen) {
     chosen = [options] {
       auto plan = make_plan(*options);
       if (plan) return Watching(*options, std::move(*plan)).run();
-      std::cerr << "sockalarm watch: " << plan.error().message() << "\n";
+      say("sockalarm watch: " + plan.error().message());
       return kExitFailed;
     };
   });
