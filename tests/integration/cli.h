@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include <csignal>
@@ -20,6 +21,27 @@
 // The command line tool as users run it. SOCKALARM_CLI_PATH is the executable.
 namespace sockalarm::test {
 
+// A file in memory that programs write to and the test reads. Appending and fstat(2), because nothing guards
+// the common offset of a memfd: an lseek() beside a write() sets it back, and the next line overwrites the
+// last (seen on Linux 6.18).
+class Output {
+ public:
+  Output() : fd_(::memfd_create("output", MFD_CLOEXEC)) {
+    EXPECT_EQ(::fcntl(fd_.get(), F_SETFL, O_APPEND), 0);
+  }
+  int fd() const { return fd_.get(); }
+  std::string text() const {
+    struct stat status{};
+    EXPECT_EQ(::fstat(fd_.get(), &status), 0);
+    std::string all(static_cast<std::size_t>(status.st_size), ' ');
+    EXPECT_EQ(::pread(fd_.get(), all.data(), all.size(), 0), static_cast<ssize_t>(all.size()));
+    return all;
+  }
+
+ private:
+  UniqueFd fd_;
+};
+
 struct Ended {
   int status = -1;
   std::string errors;
@@ -30,9 +52,7 @@ class Process {
  public:
   using Preparation = std::function<void()>;  // in the child, before the program is executed
 
-  Process(
-      std::vector<std::string> argv, int in, int out, const Preparation& prepare = [] {})
-      : errors_(::memfd_create("stderr", MFD_CLOEXEC)) {
+  Process(std::vector<std::string> argv, int in, int out, const Preparation& prepare = [] {}) {
     std::vector<char*> words;
     for (std::string& word : argv) words.push_back(word.data());
     words.push_back(nullptr);
@@ -40,7 +60,7 @@ class Process {
     if (pid_ == 0) {
       ::dup2(in, 0);
       ::dup2(out, 1);
-      ::dup2(errors_.get(), 2);
+      ::dup2(errors_.fd(), 2);
       prepare();
       ::execvp(words[0], words.data());
       ::_exit(99);
@@ -60,14 +80,10 @@ class Process {
     ::waitpid(std::exchange(pid_, -1), &status, 0);
     return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), errors()};
   }
-  std::string errors() const {
-    std::string text(static_cast<std::size_t>(::lseek(errors_.get(), 0, SEEK_END)), ' ');
-    EXPECT_EQ(::pread(errors_.get(), text.data(), text.size(), 0), static_cast<ssize_t>(text.size()));
-    return text;
-  }
+  std::string errors() const { return errors_.text(); }
 
  private:
-  UniqueFd errors_;
+  Output errors_;
   pid_t pid_ = -1;
 };
 

@@ -94,16 +94,15 @@ TEST(CliTest, SaysWhatWasExpected) {
 
 // What a program writes to stdout; its exit status is in `status`.
 std::string captured(std::vector<std::string> argv, int& status) {
-  const UniqueFd nothing = null(), output(::memfd_create("stdout", MFD_CLOEXEC));
-  status = Process(std::move(argv), nothing.get(), output.get(),
+  const UniqueFd nothing = null();
+  const Output output;
+  status = Process(std::move(argv), nothing.get(), output.fd(),
                    [] {
                      ::close_range(3, ~0U, 0);  // what the test was given, such as the log of its runner
                    })
                .wait()
                .status;
-  std::string text(static_cast<std::size_t>(::lseek(output.get(), 0, SEEK_END)), ' ');
-  EXPECT_EQ(::pread(output.get(), text.data(), text.size(), 0), static_cast<ssize_t>(text.size()));
-  return text;
+  return output.text();
 }
 
 // Of all files in a directory whose names are an attacker's, one is open.
