@@ -170,7 +170,7 @@ Json run_variant(bool reset, std::size_t rounds, std::int64_t ms) {
 }
 
 Json measure(const Settings& settings) {
-  const std::size_t rounds = settings.pick(40UL, 2UL);
+  const std::size_t rounds = settings.pick(60UL, 2UL);
   const std::int64_t ms = settings.pick<std::int64_t>(200, 30);
   const bool own_network = enter_own_network();
   stay_on_one_cpu();
