@@ -166,9 +166,10 @@ TEST_F(ServiceTest, MakesTheDirectoryOfItsSocket) {
   EXPECT_TRUE(client.greet());
 }
 
-// Who connects before there is a daemon, or while there is none, waits in the queue of the socket.
+// Who connects before there is a daemon, or while there is none, waits in the queue of the socket; which is
+// passed as systemd does, blocking.
 TEST_F(ServiceTest, IsActivatedByItsSocket) {
-  UniqueFd listener(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  UniqueFd listener(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
   sockaddr_un name{};
   name.sun_family = AF_UNIX;
   home_.socket().copy(name.sun_path, sizeof name.sun_path - 1);

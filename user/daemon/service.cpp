@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/service.h"
 
+#include <fcntl.h>
 #include <sys/socket.h>
 #include <systemd/sd-daemon.h>
 #include <time.h>
@@ -18,6 +19,9 @@ Result<UniqueFd> passed_listener() {
     return fail(Error(
         Errc::invalid_options,
         "the service manager passed something else than one listening socket (ListenSequentialPacket=)"));
+  // systemd passes it blocking (systemd.service(5), NonBlocking=), and the server accepts until nobody waits.
+  if (::fcntl(fd.get(), F_SETFL, O_NONBLOCK) != 0)
+    return fail(Error::from_errno(errno, "making the passed socket non-blocking"));
   return fd;
 }
 
