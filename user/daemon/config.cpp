@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/config.h"
 
-#include <toml++/toml.h>
-
 #include <algorithm>
 #include <array>
 #include <limits>
 #include <sstream>
 #include <string_view>
+
+#include "base/toml.h"
 
 namespace sockalarm::daemon {
 namespace {

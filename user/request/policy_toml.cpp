@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <sockalarm/policy.h>
-#include <toml++/toml.h>
 
 #include <cerrno>
 #include <cmath>
@@ -8,6 +7,7 @@
 #include <iterator>
 #include <sstream>
 
+#include "base/toml.h"
 #include "core/action_text.h"
 
 namespace sockalarm {

@@ -65,6 +65,15 @@ limit = 0
   EXPECT_EQ(policy->overrides[1].limit, 0s);
 }
 
+// Which toml++ 3.3 asserts not to see.
+TEST(Policy, RefusesKeysThatAreNone) {
+  for (const std::string toml : {"limit = 1\n[=]\n", "limit = 1\n[\001z]\n", "limit = 1\n[a.=]\n"}) {
+    const auto policy = parse_policy(toml, "site.toml");
+    ASSERT_FALSE(policy) << toml;
+    EXPECT_THAT(policy.error().message(), StartsWith("site.toml:2: "));
+  }
+}
+
 TEST(Policy, FromAnEmptyFileIsTheDefault) {
   const auto policy = parse_policy("");
   ASSERT_TRUE(policy);
