@@ -106,6 +106,8 @@ Result<StreamKind> examine_stream(int fd) {
   sockaddr_storage peer{};
   socklen_t length = sizeof peer;
   if (kind.connecting || ::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &length) == 0) return kind;
+  if (errno != ENOTCONN && errno != EINVAL)  // EINVAL: of a socket that was shut down, on BSDs
+    return fail(Error::from_errno(errno, "getpeername() of descriptor " + std::to_string(fd)));
   // The kernel forgets the peer's name of a TCP socket that was reset, but goes on reporting its end.
   const short flags = poll_now(fd);
   if ((flags & kPollRdhup) != 0 || (kPollRdhup == 0 && (flags & POLLERR) != 0)) return kind;

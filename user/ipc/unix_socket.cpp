@@ -119,13 +119,17 @@ Result<void> check_connected(int socket) {
   }
   sockaddr_storage address{};
   length = sizeof address;
-  ::getsockname(socket, reinterpret_cast<sockaddr*>(&address), &length);
+  if (::getsockname(socket, reinterpret_cast<sockaddr*>(&address), &length) != 0)
+    return fail(Error::from_errno(errno, "getsockname() of descriptor " + std::to_string(socket)));
   if (type != SOCK_STREAM || address.ss_family != AF_UNIX)
     return fail(
         Error(Errc::not_a_stream, "descriptor " + std::to_string(socket) + " is no AF_UNIX stream socket"));
   length = sizeof address;
-  if (::getpeername(socket, reinterpret_cast<sockaddr*>(&address), &length) != 0)
+  if (::getpeername(socket, reinterpret_cast<sockaddr*>(&address), &length) != 0) {
+    if (errno != ENOTCONN)
+      return fail(Error::from_errno(errno, "getpeername() of descriptor " + std::to_string(socket)));
     return fail(Error(Errc::not_connected, "descriptor " + std::to_string(socket) + " is not connected"));
+  }
   return {};
 }
 
