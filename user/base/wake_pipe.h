@@ -28,7 +28,8 @@ class WakePipe {
   int fd() const noexcept { return read_.get(); }  // readable from wake() until clear()
   void wake() const noexcept {
     const char byte = 0;
-    [[maybe_unused]] const ssize_t n = ::write(write_.get(), &byte, 1);  // EAGAIN: woken already
+    while (::write(write_.get(), &byte, 1) < 0 && errno == EINTR) {  // EAGAIN: woken already
+    }
   }
   void clear() const noexcept {
     char buffer[256];

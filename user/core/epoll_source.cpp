@@ -162,7 +162,8 @@ bool EpollSource::wait(std::optional<Clock::time_point> until, std::vector<News>
 void EpollSource::wake() noexcept {
   if (awake_.exchange(true)) return;
   const std::uint64_t one = 1;
-  [[maybe_unused]] const ssize_t n = ::write(wake_.get(), &one, sizeof one);
+  while (::write(wake_.get(), &one, sizeof one) < 0 && errno == EINTR) {
+  }
 }
 
 void EpollSource::after_fork() noexcept {
