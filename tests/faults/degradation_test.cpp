@@ -31,7 +31,7 @@ void epoll_serves_and_says_why(const std::string& said) {
   EXPECT_EQ(description.source, SourceKind::epoll);
   EXPECT_TRUE(std::any_of(description.why_not.begin(), description.why_not.end(),
                           [&](const std::string& why) { return why.find(said) != std::string::npos; }))
-      << description.why_not.back();
+      << ::testing::PrintToString(description.why_not);
   const auto watch = watcher->watch(connection.ours.get());
   ASSERT_TRUE(watch) << watch.error().message();
   const auto alarm = watch->arm(journal.entry("fired"));

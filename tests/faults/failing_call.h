@@ -20,6 +20,7 @@
 #include <iterator>
 #include <limits>
 #include <optional>
+#include <string>
 #include <thread>
 
 // Faults at the boundary of system calls, without a word of the library: a seccomp filter hands each call of
@@ -71,7 +72,7 @@ class FailingCall {
       listener.wait(-1);
       supervise(UniqueFd(listener.load()));
     });
-    // Which architecture calls does not matter here: all of it is our own code.
+    // Which architecture calls does not matter: only this program's own calls are counted.
     sock_filter filter[] = {{BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(seccomp_data, nr)},
                             {BPF_JMP | BPF_JEQ | BPF_K, 0, 1, static_cast<std::uint32_t>(kind_.number)},
                             {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_USER_NOTIF},
@@ -90,7 +91,7 @@ class FailingCall {
     supervisor_started_.store(true);
     supervisor_started_.notify_all();
     pollfd entries[] = {{listener.get(), POLLIN, 0}, {stop_.get(), POLLIN, 0}};
-    while (::poll(entries, 2, -1) >= 0 && (entries[1].revents & POLLIN) == 0) {
+    while ((::poll(entries, 2, -1) >= 0 || errno == EINTR) && (entries[1].revents & POLLIN) == 0) {
       if ((entries[0].revents & POLLIN) == 0) {
         entries[0].fd = -1;  // the last thread under the filter is gone
         continue;
@@ -98,14 +99,29 @@ class FailingCall {
       seccomp_notif request{};
       if (::ioctl(listener.get(), SECCOMP_IOCTL_NOTIF_RECV, &request) != 0) continue;
       seccomp_notif_resp answer{request.id, 0, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE};
-      const bool counts =
-          active_.load() && (!kind_.first_argument || *kind_.first_argument == request.data.args[0]);
-      if (counts && (nth_ == kEvery) | (calls_.fetch_add(1) + 1 == nth_)) {
+      const bool counts = active_.load() &&
+                          (!kind_.first_argument || *kind_.first_argument == request.data.args[0]) &&
+                          is_this_program(request.pid);
+      // Counted before the caller goes on, and may end.
+      const unsigned number = counts ? calls_.fetch_add(1) + 1 : 0;
+      if (counts && (nth_ == kEvery || number == nth_)) {
         answer.flags = 0;
         answer.error = -kind_.error;
       }
-      ::ioctl(listener.get(), SECCOMP_IOCTL_NOTIF_SEND, &answer);
+      // Not sent: the caller was interrupted, and will call again.
+      if (::ioctl(listener.get(), SECCOMP_IOCTL_NOTIF_SEND, &answer) != 0 && counts) calls_.fetch_sub(1);
     }
+  }
+
+  // Not one that it has started, which is under the filter, too.
+  static bool is_this_program(std::uint32_t tid) {
+    static const std::string kOurs = program_of("self");
+    return program_of(std::to_string(tid)) == kOurs;
+  }
+  static std::string program_of(const std::string& process) {
+    char name[4096];
+    const ssize_t n = ::readlink(("/proc/" + process + "/exe").c_str(), name, sizeof name);
+    return {name, n > 0 ? static_cast<std::size_t>(n) : 0};
   }
 
   const CallKind kind_;
