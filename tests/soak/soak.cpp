@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random load over every source that is to be had here, for as long as wanted: clients come, are watched,
 // leave in every way, one by one and in storms, while alarms are armed, cancelled and armed again. Checked
-// all the time: what is armed fires once, what is cancelled never does, and nothing grows. See scripts/soak.
-#include <sys/prctl.h>
+// all the time: what is armed fires once, and what is cancelled never does; at the end, that this process has
+// not grown. See scripts/soak.
+#include <sys/resource.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <atomic>
-#include <csignal>
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -96,9 +96,14 @@ class Lane {
       ++counts_.wrong;
       return;
     }
-    Visitors visitors(*watcher, seed_, counts_);
-    while (steady_clock::now() < until && counts_.wrong == 0) visitors.turn();
-    visitors.all_leave();
+    try {
+      Visitors visitors(*watcher, seed_, counts_);
+      while (steady_clock::now() < until && counts_.wrong == 0) visitors.turn();
+      visitors.all_leave();
+    } catch (const std::exception& error) {  // no socket was to be had
+      std::cerr << "soak: " << to_string(source_) << ": " << error.what() << "\n";
+      ++counts_.wrong;
+    }
     const Stats stats = watcher->stats();
     records_lost_ = stats.records_lost;
     if (stats.watches != 0 || stats.records_bad != 0) {
@@ -149,7 +154,10 @@ int soak(const Settings& settings) {
 
   std::vector<long> rss, threads;
   auto next_kill = begin + std::chrono::seconds(5);
-  for (auto now = begin; now < until; now = steady_clock::now()) {
+  const auto all_is_well = [&] {
+    return std::none_of(lanes.begin(), lanes.end(), [](const auto& lane) { return lane->wrong() != 0; });
+  };
+  for (auto now = begin; now < until && all_is_well(); now = steady_clock::now()) {
     std::this_thread::sleep_until(std::min(now + std::chrono::seconds(1), until));
     const Size size = Size::now();
     rss.push_back(size.rss);
@@ -167,6 +175,8 @@ int soak(const Settings& settings) {
     }
   }
   for (const auto& lane : lanes) lane->join();
+  // A thread that was joined may be counted for a moment more.
+  test::eventually([&] { return Size::now().threads <= before.threads; });
   const Size after = Size::now();
 
   json result{{"minutes", settings.minutes}, {"seed", settings.seed}, {"lanes", json::array()}};
@@ -208,5 +218,14 @@ int main(int argc, char** argv) {
   app.add_option("--out", settings.out, "a file for the result, too");
   app.footer("Examples:\n  soak --minutes 60\n  soak --minutes 0.5 --sources epoll,poll --seed 7");
   CLI11_PARSE(app, argc, argv);
-  return sockalarm::soak::soak(settings);
+  rlimit descriptors{};
+  ::getrlimit(RLIMIT_NOFILE, &descriptors);
+  descriptors.rlim_cur = descriptors.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &descriptors);
+  try {
+    return sockalarm::soak::soak(settings);
+  } catch (const std::exception& error) {
+    std::cerr << "soak: " << error.what() << "; kernel and daemon need root, --sources epoll,poll do not\n";
+    return 1;
+  }
 }
