@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of kernels, features and results in docs/kernels.md; made by `vmtests/run --table FILE`."""
+
+TOP = """<!-- Written by vmtests/run --table. Change vmtests/table.py, not this file. -->
+# Kernels
+
+What each kernel gives, found out there by `sockalarm doctor`, and how the privileged tests went. All but *native* are
+Debian's kernels in QEMU's software emulation; *native* is the kernel of the machine that made this table. Repeat with
+
+```sh
+{command}
+```
+
+"""
+
+FEATURES = """
+What a *no* means and what to do about it, `sockalarm doctor` says on your machine. Without the kernel source everything
+works by epoll, with the same meaning ([sources.md](sources.md)); without task work the dispatcher sends signals, or
+signal-driven I/O does ([delivery.md](delivery.md)).
+"""
+
+LATENCY = """
+## How soon
+
+From a peer's `close()` to the signal handler of a thread that is blocked in `recv()`: the median of {samples} samples on
+an idle machine, as a ratio to an epoll thread that sends the signal, measured in the same run on the same kernel. In an
+emulated machine everything takes longer, and not all by the same factor, so only the order of magnitude counts there.
+[benchmarks](benchmarks/README.md) has the careful figures.
+
+"""
+
+# In the rows of bench_direct, beside the epoll thread that they are compared with.
+CONTENDERS = [
+    ("sockalarm_dispatcher", "kernel source, dispatcher"),
+    ("sockalarm_task_work", "kernel source, task work"),
+    ("sockalarm_sigio", "kernel source, signal-driven I/O"),
+    ("sockalarm_sigio_on_epoll", "epoll source, signal-driven I/O"),
+]
+
+
+def row(*cells):
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def table(head, rows):
+    return row("", *head) + row(*["---"] * (len(head) + 1)) + "".join(row(*cells) for cells in rows)
+
+
+def features(column):
+    return {feature["name"]: feature for feature in column["doctor"]["features"]}
+
+
+def ratio(column, contender):
+    figure = column["direct"].get("rows", {}).get("idle", {}).get(contender, {}).get("p50_to_epoll")
+    return "-" if figure is None else f"{figure:.2f}"
+
+
+def write(path, columns, command):
+    """columns: per kernel its name, passed, bad, and what doctor and bench_direct said."""
+    head = [column["name"] for column in columns]
+    rows = [
+        ["kernel", *(features(c)["system"]["detail"].split()[1] for c in columns)],
+        ["privileged tests passed", *(f"{c['passed']} of {c['passed'] + c['bad']}" for c in columns)],
+        ["source chosen as root", *(c["doctor"]["source"] for c in columns)],
+        ["signals are delivered by", *(c["doctor"]["delivery"].replace("_", " ") for c in columns)],
+    ]
+    # What depends on the machine or on a daemon says nothing about the kernel.
+    for name in (n for n in features(columns[-1]) if n not in ("system", "daemon source", "descriptors", "capabilities")):
+        found = [features(column).get(name) for column in columns]
+        rows.append([name, *("-" if f is None else "yes" if f["available"] else "**no**" for f in found)])
+    samples = columns[-1]["direct"].get("settings", {}).get("samples_idle", "some")
+    text = TOP.format(command=command) + table(head, rows) + FEATURES + LATENCY.format(samples=samples)
+    text += table(head, [[words, *(ratio(c, name) for c in columns)] for name, words in CONTENDERS])
+    path.write_text(text)
