@@ -152,7 +152,7 @@ int soak(const Settings& settings) {
     lanes.push_back(std::make_unique<Lane>(parse_source(name).value(), options, random()));
   for (const auto& lane : lanes) lane->start(until);
 
-  std::vector<long> rss, threads;
+  std::vector<long> rss{before.rss}, threads{before.threads};  // a lane may fail before the first second
   auto next_kill = begin + std::chrono::seconds(5);
   const auto all_is_well = [&] {
     return std::none_of(lanes.begin(), lanes.end(), [](const auto& lane) { return lane->wrong() != 0; });

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// toml++ 3.3 trusts its input in two places, and a file may hold anything:
-// - parse_key() asserts the kind of a key's first character, and with NDEBUG has the compiler assume it
-// (clang does),
-//   though the code below refuses every other kind in order. So without its assertions.
-// - Whether a character is white space is decided by code that declares most others unreachable ("é = 1").
+// toml++ 3.3 trusts its input in two places, and a file may hold anything. parse_key() asserts the kind of a
+// key's first character, or with NDEBUG lets the compiler assume it (clang does), though the code below
+// refuses every other kind in order: so it is read without its assertions. And whether a character is white
+// space is decided by code that declares most others unreachable ("é = 1").
 #pragma push_macro("NDEBUG")
 #undef NDEBUG
 #define TOML_ASSERT(condition) static_cast<void>(0)
