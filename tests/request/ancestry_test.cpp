@@ -233,11 +233,11 @@ TEST_P(CatalystAlarm, ExceptionsPassThrough) {
 
 TEST_P(CatalystAlarm, OffTurnsEverythingOffForTheRequest) {
   SOCKALARM_WATCHER(watcher, GetParam());
-  Scene scene(watcher, {.limit = 40ms});
+  Scene scene(watcher, {.limit = 300ms});
   Request request = scene.begin();
-  const auto outer = request.call("outer", 20ms, [&] {
+  const auto outer = request.call("outer", 200ms, [&] {
     request.snooze();
-    return std::this_thread::sleep_for(80ms), 7;
+    return std::this_thread::sleep_for(400ms), 7;
   });
   EXPECT_EQ(outer, 7);
   EXPECT_TRUE(request.record().limits_off);
