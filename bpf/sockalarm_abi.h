@@ -164,6 +164,11 @@ struct sockalarm_late_wake {
   sockalarm_u32 used, started;
 };
 
+/* Constants of the programs, set before they are loaded. */
+struct sockalarm_settings {
+  sockalarm_u8 without_timers; /* the verifier refuses them under PREEMPT_RT (6.1: EACCES, 6.12: EOPNOTSUPP) */
+};
+
 /* What the program introduce_thread answers: ids in the initial pid namespace. */
 struct sockalarm_thread {
   sockalarm_u32 tgid, tid;

@@ -14,8 +14,6 @@ Debian's kernels in QEMU's software emulation; *native* is the kernel of the mac
 """
 
 FEATURES = """
-A PREEMPT_RT kernel (6.1-rt, 6.12-rt) refuses BPF timers, so epoll serves there.
-
 What a *no* means and what to do about it, `sockalarm doctor` says on your machine. Without the kernel source everything
 works by epoll, with the same meaning ([sources.md](sources.md)); without task work the dispatcher sends signals, or
 signal-driven I/O does ([delivery.md](delivery.md)).

@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -106,7 +107,8 @@ Error explain(int failed, const std::string& what, const std::string& libbpf_say
         std::error_code(failed, std::system_category()),
         what + (missing.empty()
                     ? ": refused although the capabilities are there: a user namespace, seccomp or kernel "
-                      "lockdown forbids bpf(2)"
+                      "lockdown forbids bpf(2), or the verifier refuses a program" +
+                          (libbpf_says.empty() ? "" : " (" + libbpf_says + ")")
                     : ": this process lacks " + missing + " (run as root or grant them: setcap " +
                           "cap_bpf,cap_perfmon,cap_net_admin+ep PROGRAM)"));
   }
@@ -251,6 +253,23 @@ std::uint64_t programs_hash() {
   return hash;
 }
 
+namespace {
+
+// CONFIG_PREEMPT_RT is part of the version since 5.4 (init/version.c's UTS_VERSION).
+bool is_realtime_kernel() {
+  utsname system{};
+  return ::uname(&system) == 0 &&
+         std::string_view(system.version).find("PREEMPT_RT") != std::string_view::npos;
+}
+
+// The constants of the programs, which the verifier knows once they are loaded.
+void set_constants(const bpf_object* object, const sockalarm_settings& settings) {
+  bpf_map* const map = bpf_object__find_map_by_name(object, ".rodata.settings");
+  if (map != nullptr) bpf_map__set_initial_value(map, &settings, sizeof settings);
+}
+
+}  // namespace
+
 Result<void> BpfPrograms::try_load(Sizes sizes, const KernelBtf& btf, bool direct, bool with_release) {
   const LibbpfMessages messages;
   if (btf.error() != 0) {
@@ -268,6 +287,7 @@ Result<void> BpfPrograms::try_load(Sizes sizes, const KernelBtf& btf, bool direc
   }
   object_.reset(open_object(direct));
   if (!object_) return fail(explain(errno, "opening the BPF object", messages.last()));
+  set_constants(object_.get(), {.without_timers = is_realtime_kernel()});
   autoload("on_set_state", true);
   autoload("on_error_report", reports_errors);
   autoload("on_destroy", btf.has_tracepoint("tcp_destroy_sock") && !(with_release && release_suffices()));
