@@ -5,16 +5,18 @@
 #include <cstring>
 #include <filesystem>
 #include <iostream>
+#include <memory>
 #include <optional>
 #include <set>
 
 #include "faults/failing_call.h"
+#include "faults/live_blocks.h"
 #include "harness/alarms.h"
 #include "harness/descriptors.h"
 
 // System calls of the library fail: of every kind below the first, then the second, until a run needs no more
-// of them. Whatever happens, there is an error that says what failed, or the alarm fires, once; nothing hangs
-// and no descriptor is left.
+// of them. Whatever happens, there is an error that says what failed, or the alarm fires, once; nothing
+// hangs, and no descriptor and no memory is left.
 namespace sockalarm::test {
 namespace {
 
@@ -74,6 +76,31 @@ struct Sum {
 // What runs under a fault, made where no call fails.
 using Scene = std::function<void(FailingCall&, Outcome&)>;
 
+// How many blocks of memory are left by a scene under one fault, without those of what is known of it.
+long blocks_left(const std::function<Scene()>& prepare, const CallKind& kind, unsigned nth, Outcome& outcome,
+                 bool& hit) {
+  const long before = live_blocks();
+  {
+    const Scene scene = prepare();
+    FailingCall fault(kind, nth);
+    fault.run([&] { scene(fault, outcome); });
+    hit = fault.failed();
+  }
+  const long after = live_blocks();
+  const Outcome copy = outcome;
+  return after - before - (live_blocks() - after);
+}
+
+// What a library makes once, or keeps for the next thread, is made in one run, not in each.
+bool leaks(const std::function<Scene()>& prepare, const CallKind& kind, unsigned nth) {
+  for (int run = 0; run < 3; ++run) {
+    Outcome outcome;
+    bool hit = false;
+    if (blocks_left(prepare, kind, nth, outcome, hit) <= 0) return false;
+  }
+  return true;
+}
+
 // A scene under every fault of every kind. Loading BPF programs makes hundreds of calls of some kinds, most
 // of them in loops: of those a part, or all with SOCKALARM_EVERY_FAULT=1 (eight minutes).
 constexpr unsigned kEach = 40, kStride = 31;
@@ -85,14 +112,10 @@ Sum under_every_fault(const std::function<Scene()>& prepare) {
     for (unsigned nth = 1; hit && !::testing::Test::HasFailure(); nth += nth < kEach || all ? 1 : kStride) {
       const std::size_t before = open_fds();
       Outcome outcome;
-      {
-        const Scene scene = prepare();
-        FailingCall fault(kind, nth);
-        fault.run([&] { scene(fault, outcome); });
-        hit = fault.failed();
-      }
+      const long left = blocks_left(prepare, kind, nth, outcome, hit);
       const std::string where = std::string(kind.name) + " number " + std::to_string(nth) + " fails: ";
       EXPECT_EQ(open_fds(), before) << where << "descriptors are left";
+      EXPECT_FALSE(left > 0 && leaks(prepare, kind, nth)) << where << left << " blocks of memory are left";
       EXPECT_TRUE(outcome.good || outcome.error)
           << where << "neither an error nor the alarm; the log: " << outcome.told;
       if (!hit) {
@@ -114,7 +137,7 @@ void print(const Sum& sum) {
   for (const std::string& message : sum.messages) std::cout << "  " << message << "\n";
   if (::testing::Test::HasFailure()) return;
   std::cout << sum.failures << " failures injected: " << sum.refused << " refused with an error, "
-            << sum.failures - sum.refused << " served all the same\n";
+            << sum.failures - sum.refused << " served all the same; 0 leaks, 0 hangs\n";
 }
 
 class FaultsTest : public ::testing::TestWithParam<SourceKind> {
@@ -158,12 +181,14 @@ TEST_P(FaultsTest, TheAlarmFiresOrAnErrorSaysWhyNot) {
 std::string name_of(const ::testing::TestParamInfo<SourceKind>& info) {
   return info.param == SourceKind::automatic ? "kernel_or_other" : std::string(to_string(info.param));
 }
+constexpr SourceKind kSources[] = {
 #if SOCKALARM_TEST_KERNEL
-constexpr SourceKind kSources[] = {SourceKind::epoll, SourceKind::poll, SourceKind::kernel,
-                                   SourceKind::automatic};
-#else
-constexpr SourceKind kSources[] = {SourceKind::epoll, SourceKind::poll};
+    SourceKind::kernel, SourceKind::automatic,
 #endif
+#if SOCKALARM_TEST_DAEMON
+    SourceKind::daemon,  // which the faults do not reach: they are this process's
+#endif
+    SourceKind::epoll, SourceKind::poll};
 INSTANTIATE_TEST_SUITE_P(Source, FaultsTest, ::testing::ValuesIn(kSources), name_of);
 
 // Descriptors go over a channel, and all arrive, in order; or both ends hear why not.
@@ -213,6 +238,25 @@ TEST(FaultsTest, DescriptorsArriveOrAnErrorSaysWhyNot) {
   });
   EXPECT_GT(sum.failures, 5U);
   print(sum);
+}
+
+// The witness of memory itself.
+TEST(FaultsTest, MemoryThatIsLeftIsSeen) {
+  const long before = live_blocks();
+  auto block = std::make_unique<int>();
+  EXPECT_EQ(live_blocks(), before + 1);
+  block.reset();
+  EXPECT_EQ(live_blocks(), before);
+  static std::vector<std::unique_ptr<int>> kept;
+  kept.reserve(10);
+  const auto forgetful = [] {
+    return [](FailingCall&, Outcome& outcome) {
+      kept.push_back(std::make_unique<int>());
+      outcome.good = true;
+    };
+  };
+  EXPECT_TRUE(leaks(forgetful, kKinds[0], 1));
+  kept.clear();
 }
 
 // A program that cannot be started is a failed action, which the log hears of.

@@ -86,6 +86,8 @@ Result<T> receive(int socket, ipc::Kind kind, std::uint32_t id, Clock::time_poin
   while ((received = ipc::receive_frame(socket, buffer, frame)) == ipc::Arrival::nothing)
     if (!await(socket, POLLIN, until))
       return fail(Error(std::make_error_code(std::errc::timed_out), "the daemon does not answer"));
+  if (received == ipc::Arrival::closed && frame.error != 0 && frame.error != ECONNRESET)
+    return fail(Error::from_errno(frame.error, "receiving from the daemon"));
   if (received != ipc::Arrival::frame)
     return fail(
         Error(std::make_error_code(std::errc::connection_reset),

@@ -10,7 +10,11 @@ namespace sockalarm::ipc {
 Arrival receive_frame(int socket, std::span<std::byte> buffer, Frame& frame) noexcept {
   frame = {};
   auto received = receive_with_fds(socket, buffer, 1);
-  if (!received) return would_block(received.error()) ? Arrival::nothing : Arrival::closed;
+  if (!received) {
+    if (would_block(received.error())) return Arrival::nothing;
+    frame.error = received.error().code().value();
+    return Arrival::closed;
+  }
   if (received->fds_truncated || received->data_truncated) return Arrival::violation;
   if (received->size == 0) return Arrival::closed;
   frame.bytes = buffer.first(received->size);

@@ -15,6 +15,7 @@ namespace sockalarm::ipc {
 struct Frame {
   std::span<const std::byte> bytes;  // in the buffer that was given
   UniqueFd descriptor;
+  int error = 0;  // with Arrival::closed: of the socket; 0: the other end closed it
 
   // The frame as a T, if it has exactly that length.
   template <class T>
