@@ -47,6 +47,9 @@ if [ "$linux" = ON ]; then  # they send signals to threads
   sed -n 's|^//   ||p' "$source/include/sockalarm/sockalarm.h" | run_example header
 fi
 
+while read -r page; do
+  man --warnings -l "$page" 2>&1 >/dev/null | (! grep .) || { echo "man does not like $page" >&2; exit 1; }
+done < <(find "$work/prefix" -path '*/man/man?/*')
 for text in LICENSE.md Apache-2.0.txt GPL-2.0-only.txt; do
   [ -n "$(find "$work/prefix" -name "$text" -size +0)" ] || { echo "$text is not installed" >&2; exit 1; }
 done
@@ -63,7 +66,6 @@ if [ -x "$work/prefix/sbin/sockalarmd" ]; then
   units=$work/prefix/lib/systemd/system
   grep -qx "ExecStart=$work/prefix/sbin/sockalarmd --bpffs /run/sockalarm/bpf/pins" "$units/sockalarmd.service"
   ls "$units/sockalarmd.socket" "$units/run-sockalarm-bpf.mount" "$work/prefix/lib/sysusers.d/sockalarm.conf" >>"$work/log"
-  man --warnings -l "$(find "$work/prefix" -name sockalarmd.8)" 2>&1 >/dev/null | (! grep .)
   if command -v systemd-analyze >/dev/null; then
     # What does not hold any more in the unit is found by systemd itself; nothing is started.
     SYSTEMD_UNIT_PATH="$units:" systemd-analyze verify --man=no "$units/sockalarmd.service" 2>&1 | (! grep sockalarm)
