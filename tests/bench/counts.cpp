@@ -2,62 +2,21 @@
 // System calls and allocations of arming, cancelling and asking, counted and not assumed. System calls by a
 // seccomp filter on the measuring thread that hands every one to a supervisor, which counts it and lets it
 // pass; allocations by standing in for malloc and its relatives.
-#include <linux/filter.h>
-#include <linux/seccomp.h>
-#include <poll.h>
-#include <sys/ioctl.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include <array>
 #include <atomic>
+#include <csignal>
 #include <functional>
 #include <stdexcept>
 #include <thread>
 
 #include "bench/support/contender.h"
 #include "bench/support/program.h"
-#include "bench/support/threads.h"
-
-namespace {
-
-std::atomic<std::uint64_t> allocations{0};
-
-}  // namespace
-
-// glibc's own entry points, behind the names that everybody calls, operator new included.
-extern "C" {
-void* __libc_malloc(std::size_t);                 // NOLINT(bugprone-reserved-identifier)
-void* __libc_calloc(std::size_t, std::size_t);    // NOLINT(bugprone-reserved-identifier)
-void* __libc_realloc(void*, std::size_t);         // NOLINT(bugprone-reserved-identifier)
-void* __libc_memalign(std::size_t, std::size_t);  // NOLINT(bugprone-reserved-identifier)
-
-void* malloc(std::size_t size) {
-  allocations.fetch_add(1, std::memory_order_relaxed);
-  return __libc_malloc(size);
-}
-void* calloc(std::size_t count, std::size_t size) {
-  allocations.fetch_add(1, std::memory_order_relaxed);
-  return __libc_calloc(count, size);
-}
-void* realloc(void* old, std::size_t size) {
-  allocations.fetch_add(1, std::memory_order_relaxed);
-  return __libc_realloc(old, size);
-}
-void* aligned_alloc(std::size_t alignment, std::size_t size) {
-  allocations.fetch_add(1, std::memory_order_relaxed);
-  return __libc_memalign(alignment, size);
-}
-void* memalign(std::size_t alignment, std::size_t size) {
-  allocations.fetch_add(1, std::memory_order_relaxed);
-  return __libc_memalign(alignment, size);
-}
-int posix_memalign(void** memory, std::size_t alignment, std::size_t size) {
-  allocations.fetch_add(1, std::memory_order_relaxed);
-  *memory = __libc_memalign(alignment, size);
-  return *memory == nullptr ? ENOMEM : 0;
-}
-}
+#include "harness/counted_malloc.h"
+#include "harness/sockets.h"
+#include "harness/syscall_supervisor.h"
 
 namespace sockalarm::bench {
 namespace {
@@ -65,50 +24,22 @@ namespace {
 // Counts the system calls of one thread, by number.
 class SyscallCounter {
  public:
-  SyscallCounter() {
-    supervisor_ = std::thread([this] { supervise(); });
-  }
-  ~SyscallCounter() {
-    ended_.store(true);
-    supervisor_.join();
-  }
-
-  // On the thread that is to be counted, which is under the filter from here to its end.
-  bool begin() {
-    sock_filter everything[] = {{BPF_RET | BPF_K, 0, 0, SECCOMP_RET_USER_NOTIF}};
-    const sock_fprog program{1, everything};
-    if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return false;
-    const long listener =
-        ::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &program);
-    if (listener < 0) return false;
-    listener_.store(static_cast<int>(listener));
-    return true;
-  }
+  // On the thread that is to be counted.
+  bool begin() { return supervisor_.begin(); }
   std::uint64_t total() const noexcept { return total_.load(); }
   std::uint64_t of(std::size_t number) const noexcept { return counts_[number].load(); }
   static constexpr std::size_t kNumbers = 512;
 
  private:
-  void supervise() {
-    while (listener_.load() < 0 && !ended_.load()) sleep_us(100);
-    while (!ended_.load()) {
-      pollfd entry{listener_.load(), POLLIN, 0};
-      if (::poll(&entry, 1, 10) <= 0 || (entry.revents & POLLIN) == 0) continue;
-      seccomp_notif request{};
-      if (::ioctl(entry.fd, SECCOMP_IOCTL_NOTIF_RECV, &request) != 0) continue;
-      total_.fetch_add(1);
-      const auto number = static_cast<std::size_t>(request.data.nr);
-      if (number < kNumbers) counts_[number].fetch_add(1);
-      seccomp_notif_resp pass{request.id, 0, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE};
-      ::ioctl(entry.fd, SECCOMP_IOCTL_NOTIF_SEND, &pass);
-    }
-    if (listener_.load() >= 0) ::close(listener_.load());
+  int count(const seccomp_notif& call) {
+    total_.fetch_add(1);
+    const auto number = static_cast<std::size_t>(call.data.nr);
+    if (number < kNumbers) counts_[number].fetch_add(1);
+    return 0;
   }
-  std::atomic<int> listener_{-1};
-  std::atomic<bool> ended_{false};
   std::atomic<std::uint64_t> total_{0};
   std::array<std::atomic<std::uint64_t>, kNumbers> counts_{};
-  std::thread supervisor_;
+  test::SyscallSupervisor supervisor_{[this](const seccomp_notif& call) { return count(call); }};
 };
 
 struct Counted {
@@ -126,10 +57,10 @@ Counted count(const std::function<void()>& once, std::size_t repeats) {
     ::syscall(SYS_getppid);  // shows that the counter counts
     std::array<std::uint64_t, SyscallCounter::kNumbers> before{};
     for (std::size_t n = 0; n < before.size(); ++n) before[n] = counter.of(n);
-    const std::uint64_t calls = counter.total(), blocks = allocations.load();
+    const std::uint64_t calls = counter.total(), blocks = test::allocations();
     for (std::size_t i = 0; i < repeats; ++i) once();
     result.syscalls = counter.total() - calls;
-    result.allocations = allocations.load() - blocks;
+    result.allocations = test::allocations() - blocks;
     result.counted = before[SYS_getppid] == 1;
     for (std::size_t n = 0; n < before.size(); ++n)
       if (const std::uint64_t more = counter.of(n) - before[n]) result.by_number[std::to_string(n)] = more;

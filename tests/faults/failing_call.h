@@ -2,29 +2,18 @@
 #pragma once
 
 #include <gtest/gtest.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
-#include <poll.h>
-#include <sockalarm/unique_fd.h>
-#include <sys/eventfd.h>
-#include <sys/ioctl.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
-#include <cerrno>
-#include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <iterator>
 #include <limits>
 #include <optional>
 #include <string>
 #include <thread>
 
-// Faults at the boundary of system calls, without a word of the library: a seccomp filter hands each call of
-// one kind to a supervisor, which lets it pass or gives it an error (seccomp_unotify(2), Linux >= 5.5).
+#include "harness/syscall_supervisor.h"
+
 namespace sockalarm::test {
 
 struct CallKind {
@@ -36,24 +25,24 @@ struct CallKind {
 
 inline constexpr unsigned kEvery = std::numeric_limits<unsigned>::max();
 
+// A fault at the boundary of system calls.
 class FailingCall {
  public:
   // The `nth` call of that kind fails, counted from 1, or every one.
   FailingCall(const CallKind& kind, unsigned nth)
-      : kind_(kind), nth_(nth), stop_(::eventfd(0, EFD_CLOEXEC)) {}
-  ~FailingCall() {
-    const std::uint64_t one = 1;
-    EXPECT_EQ(::write(stop_.get(), &one, sizeof one), static_cast<ssize_t>(sizeof one));
-    if (supervisor_.joinable()) supervisor_.join();
-  }
-  FailingCall(const FailingCall&) = delete;
-  FailingCall& operator=(const FailingCall&) = delete;
+      : kind_(kind),
+        nth_(nth),
+        supervisor_([this](const seccomp_notif& call) { return judge(call); }, kind.number,
+                    [this](const seccomp_notif& call) {
+                      if (counts(call)) calls_.fetch_sub(1);
+                      return 0;
+                    }) {}
 
   // `body` runs on a thread of its own, which is under the filter from here to its end, and so are all
   // threads and processes that it starts.
   void run(const std::function<void()>& body) {
     std::thread([&] {
-      ASSERT_TRUE(install());
+      ASSERT_TRUE(supervisor_.begin());
       body();
       over();
     }).join();
@@ -65,52 +54,15 @@ class FailingCall {
   bool failed() const noexcept { return nth_ == kEvery ? calls() > 0 : calls() >= nth_; }
 
  private:
-  // The supervisor is not under the filter: it was there before.
-  bool install() {
-    std::atomic<int> listener{-1};
-    supervisor_ = std::thread([&] {
-      listener.wait(-1);
-      supervise(UniqueFd(listener.load()));
-    });
-    // Which architecture calls does not matter: only this program's own calls are counted.
-    sock_filter filter[] = {{BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(seccomp_data, nr)},
-                            {BPF_JMP | BPF_JEQ | BPF_K, 0, 1, static_cast<std::uint32_t>(kind_.number)},
-                            {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_USER_NOTIF},
-                            {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW}};
-    const sock_fprog program{std::size(filter), filter};
-    long made = -1;
-    if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0)
-      made = ::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &program);
-    listener.store(made < 0 ? -2 : static_cast<int>(made));
-    listener.notify_one();
-    supervisor_started_.wait(false);  // it has taken the listener
-    return made >= 0;
+  // Counted before the caller goes on, and may end.
+  int judge(const seccomp_notif& call) {
+    if (!counts(call)) return 0;
+    const unsigned number = calls_.fetch_add(1) + 1;
+    return nth_ == kEvery || number == nth_ ? kind_.error : 0;
   }
-
-  void supervise(UniqueFd listener) {
-    supervisor_started_.store(true);
-    supervisor_started_.notify_all();
-    pollfd entries[] = {{listener.get(), POLLIN, 0}, {stop_.get(), POLLIN, 0}};
-    while ((::poll(entries, 2, -1) >= 0 || errno == EINTR) && (entries[1].revents & POLLIN) == 0) {
-      if ((entries[0].revents & POLLIN) == 0) {
-        entries[0].fd = -1;  // the last thread under the filter is gone
-        continue;
-      }
-      seccomp_notif request{};
-      if (::ioctl(listener.get(), SECCOMP_IOCTL_NOTIF_RECV, &request) != 0) continue;
-      seccomp_notif_resp answer{request.id, 0, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE};
-      const bool counts = active_.load() &&
-                          (!kind_.first_argument || *kind_.first_argument == request.data.args[0]) &&
-                          is_this_program(request.pid);
-      // Counted before the caller goes on, and may end.
-      const unsigned number = counts ? calls_.fetch_add(1) + 1 : 0;
-      if (counts && (nth_ == kEvery || number == nth_)) {
-        answer.flags = 0;
-        answer.error = -kind_.error;
-      }
-      // Not sent: the caller was interrupted, and will call again.
-      if (::ioctl(listener.get(), SECCOMP_IOCTL_NOTIF_SEND, &answer) != 0 && counts) calls_.fetch_sub(1);
-    }
+  bool counts(const seccomp_notif& call) const {
+    return active_.load() && (!kind_.first_argument || *kind_.first_argument == call.data.args[0]) &&
+           is_this_program(call.pid);
   }
 
   // Not one that it has started, which is under the filter, too.
@@ -126,10 +78,9 @@ class FailingCall {
 
   const CallKind kind_;
   const unsigned nth_;
-  const UniqueFd stop_;
-  std::atomic<bool> active_{true}, supervisor_started_{false};
+  std::atomic<bool> active_{true};
   std::atomic<unsigned> calls_{0};
-  std::thread supervisor_;
+  SyscallSupervisor supervisor_;  // last: its thread uses the others
 };
 
 }  // namespace sockalarm::test

@@ -10,8 +10,8 @@
 #include <set>
 
 #include "faults/failing_call.h"
-#include "faults/live_blocks.h"
 #include "harness/alarms.h"
+#include "harness/counted_malloc.h"
 #include "harness/descriptors.h"
 
 // System calls of the library fail: of every kind below the first, then the second, until a run needs no more

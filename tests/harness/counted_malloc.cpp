@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "faults/live_blocks.h"
+#include "harness/counted_malloc.h"
 
 #include <atomic>
 #include <cerrno>
@@ -8,24 +8,27 @@
 // Takes the place of malloc(3) and its relatives, as glibc's manual allows ("Replacing malloc"), and counts.
 // What does the work is glibc's own, by its second names.
 extern "C" {
-void* __libc_malloc(std::size_t size);
-void* __libc_calloc(std::size_t count, std::size_t size);
-void* __libc_realloc(void* block, std::size_t size);
-void* __libc_memalign(std::size_t alignment, std::size_t size);
-void __libc_free(void* block);
+void* __libc_malloc(std::size_t);                 // NOLINT(bugprone-reserved-identifier)
+void* __libc_calloc(std::size_t, std::size_t);    // NOLINT(bugprone-reserved-identifier)
+void* __libc_realloc(void*, std::size_t);         // NOLINT(bugprone-reserved-identifier)
+void* __libc_memalign(std::size_t, std::size_t);  // NOLINT(bugprone-reserved-identifier)
+void __libc_free(void*);                          // NOLINT(bugprone-reserved-identifier)
 }
 
 namespace {
 
+constinit std::atomic<std::uint64_t> made{0};
 constinit std::atomic<long> live{0};
 
 void* counted(void* block) noexcept {
+  made.fetch_add(1, std::memory_order_relaxed);
   if (block != nullptr) live.fetch_add(1, std::memory_order_relaxed);
   return block;
 }
 
 }  // namespace
 
+std::uint64_t sockalarm::test::allocations() noexcept { return made.load(std::memory_order_relaxed); }
 long sockalarm::test::live_blocks() noexcept { return live.load(std::memory_order_relaxed); }
 
 extern "C" {
@@ -36,9 +39,9 @@ void* memalign(std::size_t alignment, std::size_t size) { return counted(__libc_
 void* aligned_alloc(std::size_t alignment, std::size_t size) { return memalign(alignment, size); }
 
 int posix_memalign(void** block, std::size_t alignment, std::size_t size) {
-  void* const made = memalign(alignment, size);
-  if (made == nullptr) return ENOMEM;
-  *block = made;
+  void* const there = memalign(alignment, size);
+  if (there == nullptr) return ENOMEM;
+  *block = there;
   return 0;
 }
 
@@ -49,8 +52,9 @@ void free(void* block) {
 
 void* realloc(void* block, std::size_t size) {
   if (block == nullptr) return malloc(size);
-  void* const made = __libc_realloc(block, size);
-  if (made == nullptr && size == 0) live.fetch_sub(1, std::memory_order_relaxed);  // it was free()
-  return made;
+  made.fetch_add(1, std::memory_order_relaxed);
+  void* const there = __libc_realloc(block, size);
+  if (there == nullptr && size == 0) live.fetch_sub(1, std::memory_order_relaxed);  // it was free()
+  return there;
 }
 }
