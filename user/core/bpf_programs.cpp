@@ -141,10 +141,9 @@ bool in_initial_cgroup_namespace() {
   return ::stat("/proc/self/ns/cgroup", &status) == 0 && status.st_ino == kInitial;
 }
 
-// Whether the release hook will hear of every socket that is closed on this host.
-bool release_suffices() { return cgroup2_root() && in_initial_cgroup_namespace(); }
-
 }  // namespace
+
+bool release_suffices() { return cgroup2_root() && in_initial_cgroup_namespace(); }
 
 KernelBtf::KernelBtf() {
   const UniqueFd file(::open(kBtfFile, O_RDONLY | O_CLOEXEC));
@@ -199,6 +198,14 @@ bpf_object* open_object(bool task_work) {
   return bpf_object__open_mem(bytes, size, &options);
 }
 
+}  // namespace
+
+Result<void> run_quietly(const std::string& what, const std::function<int()>& step) {
+  const LibbpfMessages messages;
+  if (const int result = step(); result < 0) return fail(explain(-result, what, messages.last()));
+  return {};
+}
+
 Result<Link> attach_tracepoint(const bpf_program* program, const std::string& hook) {
   const LibbpfMessages messages;
   Link link(bpf_program__attach(program));
@@ -216,6 +223,8 @@ Result<Link> attach_release(const bpf_program* program) {
   if (!link) return fail(explain(errno, "attaching to cgroup/sock_release at " + *root, messages.last()));
   return link;
 }
+
+namespace {
 
 Result<UniqueFd> make_map(const char* name, bpf_map_type type, std::uint32_t value_size,
                           std::uint32_t entries, std::uint32_t flags) {

@@ -6,6 +6,7 @@
 #include <sockalarm/unique_fd.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -53,6 +54,14 @@ struct ObjectDeleter {
 
 // Says of a failed bpf(2) which capability is missing, if it is that.
 Error explain(int failed, const std::string& what, const std::string& libbpf_says);
+
+// Runs a step of libbpf that gives a negative errno if it fails, and keeps quiet what libbpf says of that: it
+// is part of the error.
+Result<void> run_quietly(const std::string& what, const std::function<int()>& step);
+Result<Link> attach_tracepoint(const bpf_program* program, const std::string& hook);
+Result<Link> attach_release(const bpf_program* program);
+// Whether the release hook will hear of every socket that is closed on this host.
+bool release_suffices();
 
 // Of the instructions and constants that come with this library. Another build has the same unless its
 // programs do something else.
