@@ -179,7 +179,9 @@ static __noinline int in_cgroup(struct cgroup* cgroup, __u32 index) {
 }
 
 static __always_inline int has_port(const struct sockalarm_observe_filter* filter, __u16 port) {
-  return (filter->ports[(port >> 6) & 1023] >> (port & 63)) & 1;
+  __u32 word = port >> 6;
+  barrier_var(word);  // else the compiler knows that the mask is superfluous, which the verifier does not
+  return (filter->ports[word & 1023] >> (port & 63)) & 1;
 }
 
 // What says no soonest comes first.
@@ -212,6 +214,7 @@ static __noinline int is_observed(const struct sock* sk, const struct tcp_sock* 
   struct sockalarm_observe_filter* filter = bpf_map_lookup_elem(&filters, &index);
   struct sockalarm_observe_endpoints now;
   if (!filter) return 0;
+  if (!filter->sets) return (filter->directions >> (direction & 3)) & 1;
   endpoints_of(sk, tp, &now);
   return in_filter(sk, index, filter, direction, &now);
 }

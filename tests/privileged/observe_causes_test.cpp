@@ -110,7 +110,7 @@ TEST(ObserveCauses, TheRecordIsComplete) {
 TEST(ObserveCauses, IPv6AndMappedAddresses) {
   ObserverScene scene;
   const std::string host = own_ipv6_address();
-  scene.net().shell("ip address add " + host + "/128 dev lo nodad");
+  scene.net().shell("ip address add " + host + "/128 dev lo");
   Connection six, mapped;
   scene.net().run([&] {
     Listener listener;
