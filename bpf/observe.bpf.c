@@ -184,51 +184,38 @@ static __always_inline int has_port(const struct sockalarm_observe_filter* filte
   return (filter->ports[word & 1023] >> (port & 63)) & 1;
 }
 
-// What says no soonest comes first.
-static __always_inline int in_filter(const struct sock* sk, __u32 index,
-                                     const struct sockalarm_observe_filter* filter, __u8 direction,
-                                     const struct sockalarm_observe_endpoints* ends_of) {
-  if (!((filter->directions >> (direction & 3)) & 1)) return 0;
-  if ((filter->sets & SOCKALARM_FILTER_PORTS) && !has_port(filter, ends_of->local_port) &&
-      !has_port(filter, ends_of->peer_port))
-    return 0;
+// What says no soonest comes first: the cheapest is asked of every connection of the host, several times.
+static __always_inline int may_be_in_filter(const struct sockalarm_observe_filter* filter, __u16 local_port,
+                                            __u16 peer_port) {
+  return !(filter->sets & SOCKALARM_FILTER_PORTS) || has_port(filter, local_port) ||
+         has_port(filter, peer_port);
+}
+
+static __always_inline int in_sets(const struct sock* sk, __u32 index,
+                                   const struct sockalarm_observe_filter* filter, const __u32* peer) {
   if (filter->sets & SOCKALARM_FILTER_PREFIXES) {
     void* set = bpf_map_lookup_elem(&prefix_sets, &index);
     struct sockalarm_observe_prefix key = {.length = 128};
-    for (int i = 0; i < 4; i++) key.address[i] = ends_of->peer[i];
+    for (int i = 0; i < 4; i++) key.address[i] = peer[i];
     if (!set || !bpf_map_lookup_elem(set, &key)) return 0;
   }
   return !(filter->sets & SOCKALARM_FILTER_CGROUPS) || in_cgroup(sk->sk_cgrp_data.cgroup, index);
+}
+
+static __always_inline __u16 local_port_of(const struct tcp_sock* tp) {
+  return bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
+}
+
+static __always_inline __u16 peer_port_of(const struct sock* sk) {
+  return bpf_ntohs(sk->__sk_common.skc_dport);
 }
 
 static __always_inline void endpoints_of(const struct sock* sk, const struct tcp_sock* tp,
                                          struct sockalarm_observe_endpoints* to) {
   local_address(sk, to->local);
   peer_address(sk, to->peer);
-  to->local_port = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
-  to->peer_port = bpf_ntohs(sk->__sk_common.skc_dport);
-}
-
-static __noinline int is_observed(const struct sock* sk, const struct tcp_sock* tp, __u8 direction) {
-  __u32 index = active();
-  struct sockalarm_observe_filter* filter = bpf_map_lookup_elem(&filters, &index);
-  struct sockalarm_observe_endpoints now;
-  if (!filter) return 0;
-  if (!filter->sets) return (filter->directions >> (direction & 3)) & 1;
-  endpoints_of(sk, tp, &now);
-  return in_filter(sk, index, filter, direction, &now);
-}
-
-// ---- the state of a connection ----
-
-static __always_inline struct connection* add(struct sock* sk, const struct tcp_sock* tp, __u8 direction) {
-  if (!is_observed(sk, tp, direction)) return 0;
-  struct connection* c = bpf_sk_storage_get(&connections, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-  if (c)
-    c->direction = direction;
-  else
-    count(SOCKALARM_OBSERVE_LOST_STATE);
-  return c;
+  to->local_port = local_port_of(tp);
+  to->peer_port = peer_port_of(sk);
 }
 
 // For a connection that was there before we were. The octets sent so far are data, and our SYN: which is
@@ -240,11 +227,41 @@ static __always_inline __u8 direction_of(const struct tcp_sock* tp) {
   return octets == data + 1 ? SOCKALARM_DIRECTION_OUTBOUND : SOCKALARM_DIRECTION_UNKNOWN;
 }
 
+enum { FIND_OUT = SOCKALARM_DIRECTIONS };  // a direction that is not known, but can be
+
+// Gives the direction, or -1 if it is not observed.
+static __always_inline int observed_direction(const struct sock* sk, const struct tcp_sock* tp,
+                                              __u8 direction) {
+  __u32 index = active();
+  struct sockalarm_observe_filter* filter = bpf_map_lookup_elem(&filters, &index);
+  if (!filter || !may_be_in_filter(filter, local_port_of(tp), peer_port_of(sk))) return -1;
+  if (direction == FIND_OUT) direction = direction_of(tp);
+  if (!((filter->directions >> (direction & 3)) & 1)) return -1;
+  if (filter->sets & (SOCKALARM_FILTER_PREFIXES | SOCKALARM_FILTER_CGROUPS)) {
+    __u32 peer[4];
+    peer_address(sk, peer);
+    if (!in_sets(sk, index, filter, peer)) return -1;
+  }
+  return direction;
+}
+
+// ---- the state of a connection ----
+
+static __noinline struct connection* add(struct sock* sk, const struct tcp_sock* tp, __u8 direction) {
+  int found = observed_direction(sk, tp, direction);
+  if (found < 0) return 0;
+  struct connection* c = bpf_sk_storage_get(&connections, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+  if (c)
+    c->direction = found;
+  else
+    count(SOCKALARM_OBSERVE_LOST_STATE);
+  return c;
+}
+
 static __always_inline struct connection* find_or_add(struct sock* sk, const struct tcp_sock* tp,
                                                       int fin_was_sent) {
   struct connection* c = bpf_sk_storage_get(&connections, sk, 0, 0);
-  if (c) return c;
-  return add(sk, tp, fin_was_sent ? SOCKALARM_DIRECTION_UNKNOWN : direction_of(tp));
+  return c ?: add(sk, tp, fin_was_sent ? SOCKALARM_DIRECTION_UNKNOWN : FIND_OUT);
 }
 
 // The current task holds the socket: only where the kernel does what a program asked of it.
@@ -252,7 +269,7 @@ static __always_inline void held_by_current(struct connection* c) {
   struct task_struct* task = bpf_get_current_task_btf();
   if (task->flags & PF_KTHREAD) return;
   c->pid = task->tgid;
-  BPF_CORE_READ_STR_INTO(&c->command, task, group_leader, comm);
+  bpf_probe_read_kernel(&c->command, sizeof c->command, &task->group_leader->comm);
 }
 
 static __always_inline __u32 unread_of(const struct tcp_sock* tp, __u32 fin) {
@@ -411,7 +428,10 @@ static __always_inline void push(const struct sockalarm_observe_end* end) {
 static __noinline int finish(struct sock* sk, struct connection* c) {
   __u32 index = active();
   struct sockalarm_observe_filter* filter = bpf_map_lookup_elem(&filters, &index);
-  if (!sk || !c || !filter || !in_filter(sk, index, filter, c->direction, &c->endpoints)) return 0;
+  if (!sk || !c || !filter || !((filter->directions >> (c->direction & 3)) & 1) ||
+      !may_be_in_filter(filter, c->endpoints.local_port, c->endpoints.peer_port) ||
+      !in_sets(sk, index, filter, c->endpoints.peer))
+    return 0;
   struct sockalarm_observe_end end;
   __builtin_memset(&end, 0, sizeof end);
   end.cause = c->cause - 1;
@@ -539,8 +559,9 @@ int BPF_PROG(observe_error, struct sock* sk) {
 // Hook: tracepoint tcp_destroy_sock (4.15): the kernel's socket goes, whatever it was.
 SEC("?tp_btf/tcp_destroy_sock")
 int BPF_PROG(observe_destroy, struct sock* sk) {
-  struct tcp_sock* tp = bpf_skc_to_tcp_sock(sk);
   struct connection* c = bpf_sk_storage_get(&connections, sk, 0, 0);
+  if (!c && !sk->__sk_common.skc_dport) return 0;  // neither connected nor accepted
+  struct tcp_sock* tp = bpf_skc_to_tcp_sock(sk);
   if (!tp || (c && c->never)) return 0;
   __u64 now = bpf_ktime_get_ns();
   if (c && c->closed_at) {
@@ -554,10 +575,10 @@ int BPF_PROG(observe_destroy, struct sock* sk) {
   if (!tp->rcv_nxt || !sk->__sk_common.skc_dport) return 0;  // never connected, or dissolved
   struct connection unknown;
   __builtin_memset(&unknown, 0, sizeof unknown);
-  if (!c && !is_observed(sk, tp, SOCKALARM_DIRECTION_UNKNOWN)) return 0;
+  if (!c && observed_direction(sk, tp, SOCKALARM_DIRECTION_UNKNOWN) < 0) return 0;
   count(SOCKALARM_OBSERVE_FOUND_LATE);
   if (!c) c = &unknown;
-  close(sk, tp, c, TCP_CLOSE, now);
+  close(sk, tp, c, TCP_CLOSE, bpf_ktime_get_ns());
   return finish(sk, c);
 }
 
