@@ -56,6 +56,14 @@ struct {
   __type(value, struct connection);
 } connections SEC(".maps");
 
+// Room for a connection of which nothing had been noted; the stack is too small.
+struct {
+  __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+  __uint(max_entries, 1);
+  __type(key, __u32);
+  __type(value, struct connection);
+} unknown_connection SEC(".maps");
+
 // max_entries of `ends` and `metrics` are set by the loader.
 struct {
   __uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -125,9 +133,9 @@ struct {
   __u64 next;
 } sequence __attribute__((aligned(64))) = {};
 
-const volatile __u64 wake_after_ns = 0;
-const volatile __u8 has_release = 0;  // on_release is attached
-const volatile __u8 has_reads = 0;    // on_read is
+const volatile __u64 wake_after_ns = 0;  // 0: no timer, which the verifier refuses under PREEMPT_RT
+const volatile __u8 has_release = 0;     // on_release is attached
+const volatile __u8 has_reads = 0;       // on_read is
 
 static const struct sockalarm_observe_metrics no_metrics = {};
 
@@ -398,16 +406,15 @@ static int wake(void* map, __u32* key, struct sockalarm_observe_late_wake* late)
 // Waking the reader for each record would cost more than all the rest. A timer wakes it for those that came
 // in the meantime; before that, a ring that fills up.
 static __always_inline __u64 wake_later(void) {
-  __u32 key = 0;
-  struct sockalarm_observe_late_wake* late = bpf_map_lookup_elem(&late_wakes, &key);
-  if (!wake_after_ns || !late ||
-      bpf_ringbuf_query(&ends, BPF_RB_AVAIL_DATA) >= bpf_ringbuf_query(&ends, BPF_RB_RING_SIZE) / 4)
-    return BPF_RB_FORCE_WAKEUP;
-  return BPF_RB_NO_WAKEUP;
+  if (!wake_after_ns) return 0;  // at once, if the reader had caught up
+  int fills_up =
+      bpf_ringbuf_query(&ends, BPF_RB_AVAIL_DATA) >= bpf_ringbuf_query(&ends, BPF_RB_RING_SIZE) / 4;
+  return fills_up ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
 }
 
 // After the record was submitted: a timer that was started before finds it.
 static __always_inline void start_timer(void) {
+  if (!wake_after_ns) return;  // a constant for the verifier, which leaves out what follows
   __u32 key = 0;
   struct sockalarm_observe_late_wake* late = bpf_map_lookup_elem(&late_wakes, &key);
   if (!late || __sync_lock_test_and_set(&late->started, 1)) return;
@@ -573,11 +580,14 @@ int BPF_PROG(observe_destroy, struct sock* sk) {
     return finish(sk, c);
   }
   if (!tp->rcv_nxt || !sk->__sk_common.skc_dport) return 0;  // never connected, or dissolved
-  struct connection unknown;
-  __builtin_memset(&unknown, 0, sizeof unknown);
   if (!c && observed_direction(sk, tp, SOCKALARM_DIRECTION_UNKNOWN) < 0) return 0;
   count(SOCKALARM_OBSERVE_FOUND_LATE);
-  if (!c) c = &unknown;
+  __u32 first = 0;
+  if (!c) {
+    c = bpf_map_lookup_elem(&unknown_connection, &first);
+    if (!c) return 0;
+    __builtin_memset(c, 0, sizeof *c);
+  }
   close(sk, tp, c, TCP_CLOSE, bpf_ktime_get_ns());
   return finish(sk, c);
 }

@@ -262,14 +262,13 @@ std::uint64_t programs_hash() {
   return hash;
 }
 
-namespace {
-
-// CONFIG_PREEMPT_RT is part of the version since 5.4 (init/version.c's UTS_VERSION).
 bool is_realtime_kernel() {
   utsname system{};
   return ::uname(&system) == 0 &&
          std::string_view(system.version).find("PREEMPT_RT") != std::string_view::npos;
 }
+
+namespace {
 
 // The constants of the programs, which the verifier knows once they are loaded.
 void set_constants(const bpf_object* object, const sockalarm_settings& settings) {

@@ -62,6 +62,8 @@ Result<Link> attach_tracepoint(const bpf_program* program, const std::string& ho
 Result<Link> attach_release(const bpf_program* program);
 // Whether the release hook will hear of every socket that is closed on this host.
 bool release_suffices();
+// CONFIG_PREEMPT_RT, which is part of the version since 5.4 (init/version.c's UTS_VERSION).
+bool is_realtime_kernel();
 
 // Of the instructions and constants that come with this library. Another build has the same unless its
 // programs do something else.

@@ -124,7 +124,10 @@ Result<void> ObserverPrograms::try_load(const Options& options, const Filter& fi
   bpf_program__set_autoload(skeleton_->progs.observe_release, with_release);
   skeleton_->rodata->has_release = with_release ? 1 : 0;
   skeleton_->rodata->has_reads = reads ? 1 : 0;
-  skeleton_->rodata->wake_after_ns = static_cast<std::uint64_t>(options.latency.count());
+  const bool has_timers = !detail::is_realtime_kernel();
+  if (!has_timers)
+    limits_.emplace_back("each record may wake the reader: a realtime kernel has no timers for programs");
+  skeleton_->rodata->wake_after_ns = has_timers ? static_cast<std::uint64_t>(options.latency.count()) : 0;
   skeleton_->bss->sequence.next = options.first_sequence;
   bpf_map__set_max_entries(skeleton_->maps.ends, options.ring_bytes);
   bpf_map__set_max_entries(skeleton_->maps.metrics, options.services);
