@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "observe/attribution.h"
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <vector>
+
+namespace sockalarm::observe {
+namespace {
+
+const std::string kId = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+const std::string kUid = "8dbc1c2e-6b5f-4f6e-9a3b-0d3c5a7e9f10",
+                  kUidBySystemd = "8dbc1c2e_6b5f_4f6e_9a3b_0d3c5a7e9f10";
+const std::string kHash = "fedcba9876543210fedcba9876543210";
+
+struct Form {
+  std::string path;
+  Workload workload;
+};
+
+TEST(Attribution, KnowsTheFormsOfPaths) {
+  const std::vector<Form> forms = {
+      {"/system.slice/nginx.service", {"nginx.service", "", ""}},
+      {"/system.slice/system-getty.slice/getty@tty1.service", {"getty@tty1.service", "", ""}},
+      {"/system.slice/postgresql.service/workers/3", {"postgresql.service", "", ""}},
+      {"/user.slice/user-1000.slice/session-7.scope", {"user-1000.slice", "", ""}},
+      {"/user.slice/user-1000.slice/user@1000.service/app.slice/sync.service", {"sync.service", "", ""}},
+      {"/init.scope", {"init.scope", "", ""}},
+      {"/", {"", "", ""}},
+      {"", {"", "", ""}},
+      {"/batch/nightly", {"nightly", "", ""}},
+      {"/system.slice/docker-" + kId + ".scope", {"docker-0123456789ab", kId, ""}},
+      {"/docker/" + kId, {"docker-0123456789ab", kId, ""}},
+      {"/system.slice/docker-" + kId + ".scope/system.slice/nginx.service", {"nginx.service", kId, ""}},
+      {"/machine.slice/libpod-" + kId + ".scope/container", {"libpod-0123456789ab", kId, ""}},
+      {"/machine.slice/libpod-conmon-" + kId + ".scope", {"libpod-conmon-" + kId + ".scope", "", ""}},
+      {"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + kUidBySystemd +
+           ".slice/cri-containerd-" + kId + ".scope",
+       {"cri-containerd-0123456789ab", kId, kUid}},
+      {"/kubepods.slice/kubepods-pod" + kUidBySystemd + ".slice/crio-" + kId + ".scope",
+       {"crio-0123456789ab", kId, kUid}},
+      {"/kubepods.slice/kubepods-pod" + kUidBySystemd + ".slice/crio-conmon-" + kId + ".scope",
+       {"crio-conmon-" + kId + ".scope", "", kUid}},
+      {"/kubepods/burstable/pod" + kUid + "/" + kId, {"container-0123456789ab", kId, kUid}},
+      {"/kubepods/besteffort/pod" + kHash + "/" + kId, {"container-0123456789ab", kId, kHash}},
+      {"/system.slice/containerd.service/kubepods-burstable-pod" + kUidBySystemd +
+           ".slice:cri-containerd:" + kId,
+       {"cri-containerd-0123456789ab", kId, kUid}},
+      {"/system.slice/podman-restart.service", {"podman-restart.service", "", ""}},
+      {"/system.slice/not" + kId + ".scope", {"not" + kId + ".scope", "", ""}},
+  };
+  for (const Form& form : forms) {
+    const Workload found = workload_of(form.path);
+    EXPECT_EQ(found.service, form.workload.service) << form.path;
+    EXPECT_EQ(found.container, form.workload.container) << form.path;
+    EXPECT_EQ(found.pod, form.workload.pod) << form.path;
+  }
+}
+
+TEST(Attribution, AsksOnceForEachCgroupAndForgetsTheLeastRecentlyUsed) {
+  std::vector<std::uint64_t> asked;
+  Attribution attribution(
+      [&](std::uint64_t cgroup) -> std::optional<std::string> {
+        asked.push_back(cgroup);
+        if (cgroup == 9) return std::nullopt;
+        return "/system.slice/a" + std::to_string(cgroup) + ".service";
+      },
+      {}, 2);
+  EXPECT_EQ(attribution.of(1).service, "a1.service");
+  EXPECT_EQ(attribution.of(9).service, "");
+  EXPECT_EQ(attribution.of(9).service, "");
+  EXPECT_EQ(attribution.of(1).service, "a1.service");
+  EXPECT_EQ(attribution.of(2).service, "a2.service");  // forgets 9
+  EXPECT_EQ(attribution.of(1).service, "a1.service");
+  EXPECT_EQ(asked, (std::vector<std::uint64_t>{1, 9, 2}));
+  attribution.of(9);
+  EXPECT_EQ(asked.size(), 4U);
+  EXPECT_EQ(attribution.of(0), Workload{});
+  EXPECT_EQ(asked.size(), 4U) << "there is no cgroup 0";
+}
+
+TEST(Attribution, AResolverGivesTheBetterName) {
+  Attribution attribution([](std::uint64_t) { return "/docker/" + kId; },
+                          [](Workload& workload) {
+                            if (workload.container == kId) workload.service = "shop";
+                          });
+  EXPECT_EQ(attribution.of(7).service, "shop");
+  EXPECT_EQ(attribution.of(7).container, kId);
+}
+
+TEST(CgroupPaths, FindTheRootAndNoneThatIsNotThere) {
+  const auto paths = CgroupPaths::open();
+  if (!paths) GTEST_SKIP() << paths.error().message();
+  EXPECT_EQ(paths->path(1), "/") << "kernfs numbers its root 1";
+  EXPECT_EQ(paths->path(0x7fffffffffffff), std::nullopt);
+}
+
+}  // namespace
+}  // namespace sockalarm::observe

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <sockalarm/result.h>
+#include <sockalarm/unique_fd.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <list>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+
+namespace sockalarm::observe {
+
+// Whose work a socket was. What is not known is empty.
+struct Workload {
+  std::string service;    // a systemd unit; of a container without one RUNTIME-SHORT_ID
+  std::string container;  // 64 hexadecimal digits
+  std::string pod;        // uid of a Kubernetes pod
+  bool operator==(const Workload&) const = default;
+};
+
+// From a path below the root of cgroup v2, as systemd, Docker, containerd, CRI-O, Podman and the kubelet form
+// it, with systemd's driver or by cgroupfs. The innermost container and the innermost unit in it count.
+Workload workload_of(std::string_view cgroup_path);
+
+// Paths of cgroups by their id. One thread.
+class CgroupPaths {
+ public:
+  // Finds where cgroup v2 is mounted.
+  static Result<CgroupPaths> open();
+
+  // Below the root, with a leading slash; empty: there is no such cgroup any more. By open_by_handle_at(2),
+  // which needs CAP_DAC_READ_SEARCH; without it by walking the tree.
+  std::optional<std::string> path(std::uint64_t cgroup) const;
+
+ private:
+  std::optional<std::string> by_handle(std::uint64_t cgroup, bool& permitted) const;
+  std::optional<std::string> by_walk(std::uint64_t cgroup) const;
+
+  std::string root_;
+  UniqueFd root_fd_;
+};
+
+// Workloads by the id of the cgroup, the last used remembered: an id is never used again, and a cgroup of v2
+// cannot be renamed, so what was found stays true, also that there is none any more. One thread.
+class Attribution {
+ public:
+  using PathOf = std::function<std::optional<std::string>(std::uint64_t cgroup)>;
+  // May give the service of a workload a better name, as of a container by its runtime; asked once per
+  // cgroup.
+  using Resolver = std::function<void(Workload&)>;
+
+  explicit Attribution(PathOf path_of, Resolver resolver = {}, std::size_t capacity = 4096)
+      : path_of_(std::move(path_of)), resolver_(std::move(resolver)), capacity_(capacity) {}
+
+  const Workload& of(std::uint64_t cgroup);  // valid until the next call
+
+ private:
+  using Entry = std::pair<std::uint64_t, Workload>;
+
+  PathOf path_of_;
+  Resolver resolver_;
+  std::size_t capacity_;
+  std::list<Entry> recent_;  // the last used first
+  std::unordered_map<std::uint64_t, std::list<Entry>::iterator> entries_;
+};
+
+}  // namespace sockalarm::observe
