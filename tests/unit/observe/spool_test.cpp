@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "observe/spool.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <random>
+
+#include "observe/folder.h"
+
+namespace sockalarm::observe {
+namespace {
+
+using namespace test;
+
+std::string text_of(std::uint64_t number) {
+  return "record " + std::to_string(number) + std::string(number % 50, '.');
+}
+
+struct Scene {
+  Folder folder;
+  Losses losses;
+  Spool::Options options{folder / "spool", 1 << 20, std::chrono::hours(1)};
+
+  std::unique_ptr<Spool> open() {
+    auto spool = Spool::open(options, losses);
+    EXPECT_TRUE(spool) << spool.error().message();
+    return spool ? std::move(*spool) : nullptr;
+  }
+  std::filesystem::path only_segment() const {
+    for (const auto& entry : std::filesystem::directory_iterator(options.folder))
+      if (entry.path().extension() == ".spool") return entry.path();
+    ADD_FAILURE() << "no segment";
+    return {};
+  }
+};
+
+std::vector<std::string> texts(const std::vector<Spool::Entry>& entries) {
+  std::vector<std::string> all;
+  for (const auto& entry : entries) all.push_back(entry.bytes);
+  return all;
+}
+
+TEST(Spool, GivesBackInOrderAndAfterARestartWhatIsNotAcknowledged) {
+  Scene scene;
+  {
+    const auto spool = scene.open();
+    for (std::uint64_t number = 1; number <= 5; ++number) EXPECT_EQ(spool->append(text_of(number)), number);
+    const auto entries = spool->read(3);
+    EXPECT_EQ(texts(entries), (std::vector{text_of(1), text_of(2), text_of(3)}));
+    spool->acknowledge(3);
+    spool->acknowledge(1);
+    spool->acknowledge(1);
+    EXPECT_EQ(spool->state().pending, 3U);
+  }
+  const auto spool = scene.open();
+  EXPECT_EQ(texts(spool->read(100)), (std::vector{text_of(2), text_of(3), text_of(4), text_of(5)}))
+      << "3 was acknowledged before 2, so it comes again";
+  EXPECT_EQ(spool->append(text_of(6)), 6U);
+  EXPECT_EQ(texts(spool->read(100)), std::vector{text_of(6)});
+  for (std::uint64_t number = 2; number <= 6; ++number) spool->acknowledge(number);
+  EXPECT_EQ(spool->state().pending, 0U);
+  EXPECT_EQ(spool->state().oldest.count(), 0);
+  EXPECT_TRUE(spool->read(100).empty());
+}
+
+TEST(Spool, NumbersGoOnAfterAllIsAcknowledged) {
+  Scene scene;
+  {
+    const auto spool = scene.open();
+    EXPECT_EQ(spool->append("a"), 1U);
+    spool->acknowledge(1);
+  }
+  {
+    const auto spool = scene.open();
+    EXPECT_TRUE(spool->read(10).empty());
+    EXPECT_EQ(spool->append("b"), 2U);
+  }
+  const auto spool = scene.open();
+  EXPECT_EQ(texts(spool->read(10)), std::vector<std::string>{"b"});
+}
+
+TEST(Spool, DropsTheOldestBeyondItsSizeAndCountsThem) {
+  Scene scene;
+  scene.options.max_bytes = 65536;
+  const auto spool = scene.open();
+  constexpr std::uint64_t kAppended = 3000;
+  for (std::uint64_t number = 1; number <= kAppended; ++number) {
+    ASSERT_TRUE(spool->append(text_of(number)));
+    ASSERT_LE(spool->state().bytes, scene.options.max_bytes);
+  }
+  const auto entries = spool->read(kAppended);
+  ASSERT_FALSE(entries.empty());
+  EXPECT_GT(scene.losses.spool_size, 0U);
+  EXPECT_EQ(entries.size() + scene.losses.spool_size, kAppended);
+  EXPECT_EQ(entries.back().bytes, text_of(kAppended));
+  EXPECT_EQ(entries.front().bytes, text_of(kAppended - entries.size() + 1));
+}
+
+TEST(Spool, WhatWasAcknowledgedIsNotCountedAsDropped) {
+  Scene scene;
+  scene.options.max_bytes = 65536;
+  const auto spool = scene.open();
+  ASSERT_TRUE(spool->append(text_of(1)));  // stays, so that the others cannot go
+  for (std::uint64_t number = 2; number <= 1000; ++number) {
+    ASSERT_TRUE(spool->append(text_of(number)));
+    spool->acknowledge(number);
+  }
+  EXPECT_LE(scene.losses.spool_size, 1U);
+}
+
+TEST(Spool, DropsTheTooOldAndCountsThem) {
+  Scene scene;
+  scene.options.max_age = std::chrono::seconds(1);
+  const auto spool = scene.open();
+  ASSERT_TRUE(spool->append("old"));
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+  while (scene.losses.spool_age == 0 && std::chrono::steady_clock::now() < deadline) {
+    spool->drop_too_old();
+    ::usleep(10'000);
+  }
+  EXPECT_EQ(scene.losses.spool_age, 1U);
+  EXPECT_TRUE(spool->read(10).empty());
+  ASSERT_TRUE(spool->append("young"));
+  EXPECT_EQ(texts(spool->read(10)), std::vector<std::string>{"young"});
+}
+
+TEST(Spool, EachPrefixOfASegmentGivesItsWholeRecordsAndIsWrittenBehind) {
+  Scene scene;
+  constexpr std::uint64_t kRecords = 4;
+  {
+    const auto spool = scene.open();
+    for (std::uint64_t number = 1; number <= kRecords; ++number) ASSERT_TRUE(spool->append(text_of(number)));
+  }
+  const auto file = scene.only_segment();
+  const std::string whole = contents(file);
+  std::size_t most = 0;
+  for (std::size_t length = 0; length <= whole.size(); ++length) {
+    std::filesystem::remove_all(scene.options.folder);
+    std::filesystem::create_directory(scene.options.folder);
+    write_contents(file, whole.substr(0, length));
+    std::size_t found = 0;
+    {
+      const auto spool = scene.open();
+      ASSERT_TRUE(spool);
+      const auto entries = spool->read(100);
+      for (const auto& entry : entries) ASSERT_EQ(entry.bytes, text_of(++found));
+      ASSERT_GE(found, most);
+      most = found;
+      ASSERT_TRUE(spool->append("behind"));
+      ASSERT_EQ(texts(spool->read(100)), std::vector<std::string>{"behind"});
+    }
+    ASSERT_EQ(scene.open()->read(100).size(), found + 1) << length;
+  }
+  EXPECT_EQ(most, kRecords);
+  EXPECT_EQ(scene.losses.spool_corrupt, 0U);
+}
+
+TEST(Spool, NoDamagedByteGivesAnotherRecord) {
+  Scene scene;
+  {
+    const auto spool = scene.open();
+    for (std::uint64_t number = 1; number <= 4; ++number) ASSERT_TRUE(spool->append(text_of(number)));
+  }
+  const auto file = scene.only_segment();
+  const std::string whole = contents(file);
+  for (std::size_t at = 0; at < whole.size(); ++at) {
+    std::string damaged = whole;
+    damaged[at] = static_cast<char>(damaged[at] ^ (1 << (at % 8)));
+    std::filesystem::remove_all(scene.options.folder);
+    std::filesystem::create_directory(scene.options.folder);
+    write_contents(file, damaged);
+    const auto spool = scene.open();
+    ASSERT_TRUE(spool);
+    std::uint64_t number = 0;
+    for (const auto& entry : spool->read(100)) ASSERT_EQ(entry.bytes, text_of(++number)) << at;
+    ASSERT_LT(number, 4U) << at;
+    const auto appended = spool->append("behind");
+    ASSERT_TRUE(appended);
+    for (std::uint64_t done = 1; done <= *appended; ++done) spool->acknowledge(done);
+    ASSERT_EQ(spool->state().pending, 0U) << at;
+  }
+  EXPECT_GT(scene.losses.spool_corrupt, 0U);
+}
+
+TEST(Spool, DamageOfTheNotedNumberMeansThatAllComesAgain) {
+  Scene scene;
+  {
+    const auto spool = scene.open();
+    ASSERT_TRUE(spool->append("a"));
+    ASSERT_TRUE(spool->append("b"));
+    spool->acknowledge(1);
+  }
+  write_contents(scene.options.folder / "acknowledged", "0123456789abcdef");
+  EXPECT_EQ(texts(scene.open()->read(10)), (std::vector<std::string>{"a", "b"}));
+}
+
+TEST(Spool, IsOfOneProcess) {
+  Scene scene;
+  const auto spool = scene.open();
+  const auto second = Spool::open(scene.options, scene.losses);
+  ASSERT_FALSE(second);
+  EXPECT_NE(second.error().message().find("another process has the spool"), std::string::npos);
+}
+
+TEST(Spool, RefusesCapsThatHoldNothing) {
+  Scene scene;
+  scene.options.max_bytes = 1000;
+  EXPECT_EQ(Spool::open(scene.options, scene.losses).error().code(), Errc::invalid_options);
+}
+
+// RLIMIT_FSIZE ends a write where a full disk would: short, then not at all.
+TEST(Spool, AFullDiskIsCountedAndHarmsNothingThatWasTaken) {
+  Scene scene;
+  const auto spool = scene.open();
+  struct sigaction ignore{}, before{};
+  ignore.sa_handler = SIG_IGN;
+  ASSERT_EQ(::sigaction(SIGXFSZ, &ignore, &before), 0);
+  rlimit limit{}, small{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &limit), 0);
+  small = {2000, limit.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  std::uint64_t taken = 0, refused = 0;
+  for (int i = 0; i < 100; ++i)
+    if (spool->append(text_of(taken + 1)))
+      ++taken;
+    else
+      ++refused;
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
+  ASSERT_EQ(::sigaction(SIGXFSZ, &before, nullptr), 0);
+  EXPECT_GT(taken, 0U);
+  EXPECT_GT(refused, 0U);
+  EXPECT_EQ(scene.losses.spool_write, refused);
+  ASSERT_TRUE(spool->append(text_of(++taken))) << "there is space again";
+  const auto entries = spool->read(1000);
+  ASSERT_EQ(entries.size(), taken);
+  for (std::uint64_t number = 1; number <= taken; ++number)
+    EXPECT_EQ(entries[number - 1].bytes, text_of(number));
+}
+
+// A child appends, and says by a pipe what append() confirmed; it is killed at a random moment.
+TEST(Spool, WhatWasConfirmedIsThereAfterAKill) {
+  std::mt19937 random(20240229);
+  Scene scene;
+  scene.options.max_bytes = 64 << 20;
+  std::uint64_t confirmed = 0;
+  for (int round = 0; round < 20; ++round) {
+    int ends[2];
+    ASSERT_EQ(::pipe(ends), 0);
+    const pid_t child = ::fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      ::close(ends[0]);
+      auto spool = Spool::open(scene.options, scene.losses);
+      if (!spool) ::_exit(1);
+      for (;;) {
+        const auto number = (*spool)->append(std::string(1 + random() % 9000, 'x'));
+        if (!number || ::write(ends[1], &*number, sizeof *number) != sizeof *number) ::_exit(2);
+      }
+    }
+    ::close(ends[1]);
+    const std::uint64_t until = confirmed + 1 + random() % 300;
+    std::uint64_t number = 0;
+    bool killed = false;
+    while (::read(ends[0], &number, sizeof number) == static_cast<ssize_t>(sizeof number)) {
+      EXPECT_GT(number, confirmed);
+      confirmed = number;
+      if (number >= until && !std::exchange(killed, true)) ::kill(child, SIGKILL);
+    }
+    ::close(ends[0]);
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFSIGNALED(status)) << status;
+  }
+  const auto spool = scene.open();
+  std::uint64_t expected = 0;
+  for (auto entries = spool->read(500); !entries.empty(); entries = spool->read(500))
+    for (const auto& entry : entries) {
+      EXPECT_EQ(entry.number, ++expected);
+      EXPECT_EQ(entry.bytes.find_first_not_of('x'), std::string::npos);
+    }
+  EXPECT_GE(expected, confirmed);
+  EXPECT_EQ(scene.losses.spool_corrupt, 0U);
+}
+
+}  // namespace
+}  // namespace sockalarm::observe

@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "observe/spool.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <fstream>
+#include <optional>
+
+#include "observe/spool_format.h"
+
+namespace sockalarm::observe {
+namespace {
+
+using namespace spool_format;
+using std::chrono::nanoseconds;
+
+constexpr std::string_view kSuffix = ".spool";
+constexpr std::uint64_t kParts = 8;  // segments in a full spool, at least
+constexpr std::uint64_t kLongestSegment = 16ULL << 20, kShortestSegment = 8192;
+constexpr mode_t kMode = 0600;
+
+nanoseconds now_by(clockid_t clock) {
+  timespec now{};
+  ::clock_gettime(clock, &now);
+  return std::chrono::seconds(now.tv_sec) + nanoseconds(now.tv_nsec);
+}
+
+std::array<char, 36> boot_id() {
+  std::array<char, 36> id{};
+  std::ifstream("/proc/sys/kernel/random/boot_id").read(id.data(), id.size());
+  return id;
+}
+
+// When it was made, by CLOCK_BOOTTIME. Of another boot only the clock can tell: one that went back makes the
+// segment as young as can be.
+nanoseconds created_by_boottime(const Header& header) {
+  if (header.boot == boot_id()) return nanoseconds(header.created_since_boot);
+  const nanoseconds age = now_by(CLOCK_REALTIME) - nanoseconds(header.created);
+  return now_by(CLOCK_BOOTTIME) - std::max(age, nanoseconds(0));
+}
+
+// The bytes of the record at `offset`, if there is a whole one.
+std::optional<std::string> read_frame(int fd, std::uint64_t offset, std::uint64_t number) {
+  Frame frame;
+  if (::pread(fd, &frame, sizeof frame, static_cast<off_t>(offset)) != static_cast<ssize_t>(sizeof frame))
+    return {};
+  if (frame.length > kLongestSegment) return {};
+  std::string bytes(frame.length, '\0');
+  const ssize_t count = ::pread(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset + sizeof frame));
+  if (count != static_cast<ssize_t>(bytes.size()) || frame.crc != frame_crc(number, bytes)) return {};
+  return bytes;
+}
+
+}  // namespace
+
+Spool::Spool(Options options, Losses& losses)
+    : options_(std::move(options)),
+      segment_bytes_(std::clamp(options_.max_bytes / kParts, kShortestSegment, kLongestSegment)),
+      losses_(losses) {}
+
+Spool::~Spool() = default;
+
+Result<std::unique_ptr<Spool>> Spool::open(Options options, Losses& losses) {
+  if (options.max_bytes < kParts * kShortestSegment || options.max_age <= std::chrono::seconds(0))
+    return fail(Error(Errc::invalid_options, "a spool of " + std::to_string(options.max_bytes) +
+                                                 " bytes and " + std::to_string(options.max_age.count()) +
+                                                 " s; at least 65536 bytes and 1 s"));
+  std::error_code error;
+  std::filesystem::create_directories(options.folder, error);
+  if (error) return fail(Error(error, "the folder of the spool, " + options.folder.string()));
+  std::unique_ptr<Spool> spool(new Spool(std::move(options), losses));
+  const auto& folder = spool->options_.folder;
+  spool->lock_ = UniqueFd(::open((folder / "lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, kMode));
+  if (!spool->lock_) return fail(Error::from_errno(errno, (folder / "lock").string()));
+  if (::flock(spool->lock_.get(), LOCK_EX | LOCK_NB) != 0)
+    return fail(Error::from_errno(
+        errno, "another process has the spool " + folder.string() + "; each needs its own"));
+  spool->acknowledged_file_ =
+      UniqueFd(::open((folder / "acknowledged").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, kMode));
+  if (!spool->acknowledged_file_) return fail(Error::from_errno(errno, (folder / "acknowledged").string()));
+  if (auto recovered = spool->recover(); !recovered) return fail(recovered.error());
+  return spool;
+}
+
+Result<void> Spool::recover() {
+  Acknowledged noted;
+  if (::pread(acknowledged_file_.get(), &noted, sizeof noted, 0) == static_cast<ssize_t>(sizeof noted) &&
+      noted.crc == crc32c(bytes_of(noted.number)))
+    acknowledged_ = noted.number;  // otherwise all comes again
+  std::vector<std::filesystem::path> files;
+  std::error_code error;
+  for (std::filesystem::directory_iterator at(options_.folder, error), end; !error && at != end;
+       at.increment(error))
+    if (at->path().extension() == kSuffix) files.push_back(at->path());
+  if (error) return fail(Error(error, "the folder of the spool, " + options_.folder.string()));
+  std::sort(files.begin(), files.end());
+  for (const auto& file : files)
+    if (auto recovered = recover_segment(file); !recovered) return recovered;
+  next_ = acknowledged_ + 1;
+  if (!segments_.empty()) next_ = std::max(next_, segments_.back().end());
+  settle();
+  read_next_ = acknowledged_ + 1;
+  return {};
+}
+
+Result<void> Spool::recover_segment(const std::filesystem::path& file) {
+  const UniqueFd fd(::open(file.c_str(), O_RDONLY | O_CLOEXEC));
+  struct stat status{};
+  if (!fd || ::fstat(fd.get(), &status) != 0) return fail(Error::from_errno(errno, file.string()));
+  Header header;
+  const bool whole = ::pread(fd.get(), &header, sizeof header, 0) == static_cast<ssize_t>(sizeof header);
+  const auto earliest = segments_.empty() ? std::uint64_t{1} : segments_.back().end();
+  if (!whole || !header.valid() || header.first < earliest) {
+    // Made, and not yet written to; or damaged.
+    if (status.st_size > static_cast<off_t>(sizeof header)) ++losses_.spool_corrupt;
+    std::error_code ignored;
+    std::filesystem::remove(file, ignored);
+    return {};
+  }
+  Segment segment{header.first, 0, sizeof header, created_by_boottime(header), file};
+  while (const auto bytes = read_frame(fd.get(), segment.size, segment.end())) {
+    segment.size += sizeof(Frame) + bytes->size();
+    ++segment.count;
+  }
+  // Less than a record is a write amid which the process died; a whole one with other bytes is damage.
+  Frame frame;
+  const auto rest = static_cast<std::uint64_t>(status.st_size) - segment.size;
+  if (rest >= sizeof frame && ::pread(fd.get(), &frame, sizeof frame, static_cast<off_t>(segment.size)) > 0 &&
+      sizeof frame + frame.length <= rest)
+    ++losses_.spool_corrupt;
+  segments_.push_back(std::move(segment));
+  return {};
+}
+
+Result<void> Spool::begin_segment() {
+  char name[32];
+  std::snprintf(name, sizeof name, "%020llu", static_cast<unsigned long long>(next_));
+  Segment segment{next_, 0, sizeof(Header), now_by(CLOCK_BOOTTIME),
+                  options_.folder / (name + std::string(kSuffix))};
+  // A segment of that number had no whole record.
+  writing_ = UniqueFd(::open(segment.file.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, kMode));
+  if (!writing_) return fail(Error::from_errno(errno, segment.file.string()));
+  Header header;
+  header.first = next_;
+  header.created = now_by(CLOCK_REALTIME).count();
+  header.created_since_boot = segment.created.count();
+  header.boot = boot_id();
+  header.crc = header.right_crc();
+  const ssize_t written = ::write(writing_.get(), &header, sizeof header);
+  if (written != static_cast<ssize_t>(sizeof header)) {
+    const int error = written < 0 ? errno : ENOSPC;
+    writing_.reset();
+    ::unlink(segment.file.c_str());
+    return fail(Error::from_errno(error, segment.file.string()));
+  }
+  if (!segments_.empty() && segments_.back().first == segment.first) segments_.pop_back();
+  segments_.push_back(std::move(segment));
+  return {};
+}
+
+Result<std::uint64_t> Spool::append(std::string_view bytes) {
+  const std::lock_guard lock(mutex_);
+  auto number = append_locked(bytes);
+  if (!number) ++losses_.spool_write;
+  return number;
+}
+
+Result<std::uint64_t> Spool::append_locked(std::string_view bytes) {
+  const std::size_t size = sizeof(Frame) + bytes.size();
+  if (sizeof(Header) + size > segment_bytes_)
+    return fail(Error(Errc::message_too_large, "a record of " + std::to_string(bytes.size()) +
+                                                   " bytes, for a spool with segments of " +
+                                                   std::to_string(segment_bytes_)));
+  apply_caps(size);
+  const bool full = writing_ && segments_.back().size + size > segment_bytes_;
+  const bool old =
+      writing_ && now_by(CLOCK_BOOTTIME) - segments_.back().created > nanoseconds(options_.max_age) / kParts;
+  if (!writing_ || full || (old && segments_.back().count > 0)) {
+    writing_.reset();
+    if (auto begun = begin_segment(); !begun) return fail(begun.error());
+  }
+  Segment& segment = segments_.back();
+  Frame frame{static_cast<std::uint32_t>(bytes.size()), frame_crc(next_, bytes)};
+  std::array<iovec, 2> parts{iovec{&frame, sizeof frame},
+                             iovec{const_cast<char*>(bytes.data()), bytes.size()}};
+  const ssize_t written =
+      ::pwritev(writing_.get(), parts.data(), parts.size(), static_cast<off_t>(segment.size));
+  if (written != static_cast<ssize_t>(size)) {
+    const int error = written < 0 ? errno : ENOSPC;
+    // What is there of it goes; if that fails too, it is a torn end, and the next record begins another
+    // segment.
+    if (::ftruncate(writing_.get(), static_cast<off_t>(segment.size)) != 0) writing_.reset();
+    return fail(Error::from_errno(error, "the spool, " + segment.file.string()));
+  }
+  segment.size += size;
+  ++segment.count;
+  return next_++;
+}
+
+Result<void> Spool::sync() {
+  const std::lock_guard lock(mutex_);
+  if (writing_ && ::fdatasync(writing_.get()) != 0)
+    return fail(Error::from_errno(errno, "fdatasync() of the spool"));
+  return {};
+}
+
+bool Spool::open_for_reading() {
+  const auto at = std::find_if(segments_.begin(), segments_.end(),
+                               [&](const Segment& s) { return s.end() > read_next_; });
+  if (at == segments_.end()) return false;
+  if (reading_ && reading_first_ == at->first) return true;
+  reading_ = UniqueFd(::open(at->file.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!reading_) return false;  // too many open files: later
+  reading_first_ = at->first;
+  read_offset_ = sizeof(Header);
+  for (std::uint64_t number = at->first; number < read_next_; ++number)  // after a restart
+    if (const auto bytes = read_frame(reading_.get(), read_offset_, number))
+      read_offset_ += sizeof(Frame) + bytes->size();
+  read_next_ = std::max(read_next_, at->first);
+  return true;
+}
+
+std::vector<Spool::Entry> Spool::read(std::size_t at_most) {
+  const std::lock_guard lock(mutex_);
+  std::vector<Entry> entries;
+  while (entries.size() < at_most && open_for_reading()) {
+    auto bytes = read_frame(reading_.get(), read_offset_, read_next_);
+    if (!bytes) {  // somebody else has written to the file: what is left of the segment cannot be found
+      const auto segment = std::find_if(segments_.begin(), segments_.end(),
+                                        [&](const Segment& s) { return s.first == reading_first_; });
+      ++losses_.spool_corrupt;
+      for (; read_next_ < segment->end(); ++read_next_) beyond_.insert(read_next_);
+      settle();
+      reading_.reset();
+      continue;
+    }
+    read_offset_ += sizeof(Frame) + bytes->size();
+    entries.push_back({read_next_++, std::move(*bytes)});
+  }
+  return entries;
+}
+
+void Spool::acknowledge(std::uint64_t number) {
+  const std::lock_guard lock(mutex_);
+  if (number <= acknowledged_ || number >= next_) return;
+  beyond_.insert(number);
+  settle();
+}
+
+// What is done with goes. Numbers between two segments were lost with the damaged end of the first.
+void Spool::settle() {
+  const std::uint64_t before = acknowledged_;
+  for (;;) {
+    if (!segments_.empty()) acknowledged_ = std::max(acknowledged_, segments_.front().first - 1);
+    beyond_.erase(beyond_.begin(), beyond_.upper_bound(acknowledged_));
+    while (!beyond_.empty() && *beyond_.begin() == acknowledged_ + 1) {
+      beyond_.erase(beyond_.begin());
+      ++acknowledged_;
+    }
+    const bool written_to = segments_.size() == 1 && writing_;
+    if (segments_.empty() || segments_.front().end() > acknowledged_ + 1 || written_to) break;
+    ::unlink(segments_.front().file.c_str());
+    segments_.pop_front();
+  }
+  if (acknowledged_ == before) return;
+  const Acknowledged note{acknowledged_, crc32c(bytes_of(acknowledged_)), 0};
+  // Best effort: without it some are delivered again.
+  [[maybe_unused]] const ssize_t written = ::pwrite(acknowledged_file_.get(), &note, sizeof note, 0);
+}
+
+void Spool::drop_oldest(Losses::Count& count) {
+  const Segment oldest = std::move(segments_.front());
+  segments_.pop_front();
+  if (segments_.empty()) writing_.reset();
+  ::unlink(oldest.file.c_str());
+  if (const auto from = std::max(oldest.first, acknowledged_ + 1); from < oldest.end()) {
+    const auto done = std::distance(beyond_.lower_bound(from), beyond_.lower_bound(oldest.end()));
+    count += oldest.end() - from - static_cast<std::uint64_t>(done);
+    for (auto number = from; number < oldest.end(); ++number) beyond_.insert(number);
+    read_next_ = std::max(read_next_, oldest.end());
+  }
+  settle();
+}
+
+void Spool::apply_caps(std::uint64_t incoming) {
+  std::uint64_t bytes = incoming;
+  for (const Segment& segment : segments_) bytes += segment.size;
+  while (!segments_.empty() && bytes > options_.max_bytes) {
+    bytes -= segments_.front().size;
+    drop_oldest(losses_.spool_size);
+  }
+  const auto now = now_by(CLOCK_BOOTTIME);
+  while (!segments_.empty() && now - segments_.front().created > options_.max_age)
+    drop_oldest(losses_.spool_age);
+}
+
+void Spool::drop_too_old() {
+  const std::lock_guard lock(mutex_);
+  apply_caps(0);
+}
+
+Spool::State Spool::state() const {
+  const std::lock_guard lock(mutex_);
+  State state;
+  for (const Segment& segment : segments_) {
+    state.bytes += segment.size;
+    const auto from = std::max(segment.first, acknowledged_ + 1);
+    if (from >= segment.end()) continue;
+    state.pending += segment.end() - from;
+    if (state.oldest.count() == 0) state.oldest = now_by(CLOCK_BOOTTIME) - segment.created;
+  }
+  state.pending -= beyond_.size();
+  return state;
+}
+
+}  // namespace sockalarm::observe

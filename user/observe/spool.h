@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <sockalarm/result.h>
+#include <sockalarm/unique_fd.h>
+
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <filesystem>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "observe/losses.h"
+
+namespace sockalarm::observe {
+
+// A queue on the disk, for what must not be lost while nobody takes it. What append() has taken is read
+// again, also after a kill -9, until it is acknowledged or a cap drops it, which is counted; after the host
+// lost its power, what was appended before the last sync(). At least once: what was acknowledged shortly
+// before may come again.
+//
+// A folder of segments named after the number of their first record. Each has a header, then per record its
+// length, a CRC-32C and the bytes. A segment that was not ended in order may have a torn record at its end,
+// which append() has not confirmed; it is left out, and a restart begins a new segment. A file `acknowledged`
+// has the number up to which all is done. One process at a time (a lock says so), any thread.
+class Spool {
+ public:
+  struct Options {
+    std::filesystem::path folder;
+    std::uint64_t max_bytes = 256ULL << 20;  // the oldest segment goes beyond this
+    std::chrono::seconds max_age{24 *
+                                 3600};  // of a segment: up to an eighth more than that of its last record
+  };
+  struct Entry {
+    std::uint64_t number;  // ascending
+    std::string bytes;
+  };
+  struct State {
+    std::uint64_t bytes = 0;
+    std::uint64_t pending = 0;  // records not acknowledged; after a restart those that are in the files
+    std::chrono::nanoseconds oldest{};  // age of the oldest segment with such a record
+  };
+
+  // Makes the folder; continues where another process stopped. `losses` outlives the spool.
+  static Result<std::unique_ptr<Spool>> open(Options options, Losses& losses);
+  Spool(const Spool&) = delete;
+  Spool& operator=(const Spool&) = delete;
+  ~Spool();
+
+  // An error: not taken, counted as spool_write, what was there before is whole. The longest is an eighth of
+  // max_bytes, or 16 MiB.
+  Result<std::uint64_t> append(std::string_view bytes);
+  Result<void> sync();  // to the disk
+
+  // The next ones after those that were read, oldest first; none: there are no more now.
+  std::vector<Entry> read(std::size_t at_most);
+  // In any order; twice does no harm.
+  void acknowledge(std::uint64_t number);
+
+  void drop_too_old();  // append() does so as well
+  State state() const;
+
+ private:
+  struct Segment {
+    std::uint64_t first = 0, count = 0;  // of records
+    std::uint64_t size = 0;              // bytes of whole records and the header
+    std::chrono::nanoseconds created{};  // by the clock of ages(): may be negative
+    std::filesystem::path file;
+    std::uint64_t end() const noexcept { return first + count; }
+  };
+
+  explicit Spool(Options options, Losses& losses);
+  Result<void> recover();
+  Result<void> recover_segment(const std::filesystem::path& file);
+  Result<void> begin_segment();
+  Result<std::uint64_t> append_locked(std::string_view bytes);
+  void drop_oldest(Losses::Count& count);
+  void apply_caps(std::uint64_t incoming);
+  void settle();
+  bool open_for_reading();
+
+  const Options options_;
+  const std::uint64_t segment_bytes_;
+  Losses& losses_;
+  mutable std::mutex mutex_;
+  UniqueFd lock_, writing_, reading_, acknowledged_file_;
+  std::deque<Segment> segments_;     // oldest first; writing_ is the last one, if it is open
+  std::uint64_t next_ = 1;           // the number of the next record
+  std::uint64_t acknowledged_ = 0;   // all up to this one
+  std::set<std::uint64_t> beyond_;   // acknowledged though an older one is not
+  std::uint64_t read_next_ = 1;      // the number read() goes on with
+  std::uint64_t reading_first_ = 0;  // the segment that reading_ is open on
+  std::uint64_t read_offset_ = 0;
+};
+
+}  // namespace sockalarm::observe
