@@ -30,6 +30,10 @@ RULES = [
     (r"user/core/", r"^((postgres|mariadb)/|sockalarm/(postgres|mariadb)\.h$|(libpq-fe|mysql)\.h$)", "the core depends on no database"),
     (r"user/(postgres|mariadb)/", r"^(?!core/action_impl\.h$)(core|cli|bpf|postgres|mariadb)/", "a component knows what an action is, and no more of the core"),
     (r"user/c_abi/", r"^(?!core/fork\.h$)(core|ipc|daemon|cli|request|bpf)/", "the C library uses the public promise, and knows a forked child"),
+    (r"user/(base|core|ipc|request|c_abi|cli)/", r"^observe/", "only the daemon observes"),
+    (r"user/observe/", r"^(daemon|cli|request)/", "observing stands on the core"),
+    (r"user/observe/(?!nats_)", r"^nats/", "only nats_* knows libnats"),
+    (r"user/observe/(?!metrics)", r"^(prometheus/|httplib\.h)", "only metrics* knows Prometheus and HTTP"),
     (r"user/cli/", r"^(core|daemon|request)/", "the tool uses the public promise"),
     (r"(include|user|bpf|tests)/", r"^\.\./", "includes are given from their root"),
 ]
@@ -59,7 +63,8 @@ def self_test():
                "user/core/b.cpp": "sockalarm_abi.h", "user/core/poll_source.cpp": "sys/epoll.h", "user/cli/a.cpp": "core/core.h",
                "user/core/c.cpp": "cli/commands.h", "user/core/f.cpp": "libpq-fe.h", "user/postgres/a.cpp": "core/core.h",
                "user/core/c.cpp": "cli/commands.h", "user/core/d.cpp": "request/poke.h", "user/core/e.cpp": "re2/re2.h",
-               "user/request/a.cpp": "cli/commands.h", "user/request/b.cpp": "toml++/toml.h", "tests/a.cpp": "../x.h", "user/c_abi/a.cpp": "core/core.h"}
+               "user/request/a.cpp": "cli/commands.h", "user/request/b.cpp": "toml++/toml.h", "tests/a.cpp": "../x.h", "user/c_abi/a.cpp": "core/core.h",
+               "user/core/g.cpp": "observe/spool.h", "user/observe/a.cpp": "daemon/lane.h", "user/observe/b.cpp": "nats/nats.h", "user/observe/c.cpp": "httplib.h"}
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
         for name, included in planted.items():

@@ -8,9 +8,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 #include <random>
 
 #include "observe/folder.h"
+#include "observe/spool_format.h"
 
 namespace sockalarm::observe {
 namespace {
@@ -127,6 +129,36 @@ TEST(Spool, DropsTheTooOldAndCountsThem) {
   EXPECT_TRUE(spool->read(10).empty());
   ASSERT_TRUE(spool->append("young"));
   EXPECT_EQ(texts(spool->read(10)), std::vector<std::string>{"young"});
+}
+
+// Of this boot the clock says nothing, of another one that went back makes a segment young.
+TEST(Spool, AWrongClockDropsNothing) {
+  Scene scene;
+  ASSERT_TRUE(scene.open()->append("kept"));
+  const auto file = scene.only_segment();
+  const std::string whole = contents(file);
+  using spool_format::Header;
+  Header header;
+  std::memcpy(&header, whole.data(), sizeof header);
+  const auto boot = header.boot;
+  constexpr std::int64_t kYear = 365LL * 24 * 3600 * 1'000'000'000;
+  const auto kept = [&](std::int64_t created, bool this_boot) {
+    header.created = created;
+    header.boot = this_boot ? boot : std::array<char, 36>{};
+    header.crc = header.right_crc();
+    write_contents(file, std::string(spool_format::bytes_of(header)) + whole.substr(sizeof header));
+    const auto spool = scene.open();
+    spool->drop_too_old();
+    return spool->read(10).size() == 1;
+  };
+  const std::int64_t now = header.created;
+  EXPECT_TRUE(kept(0, true));
+  EXPECT_TRUE(kept(now + 10 * kYear, true));
+  EXPECT_TRUE(kept(now, false));
+  EXPECT_TRUE(kept(now + 10 * kYear, false));
+  EXPECT_EQ(scene.losses.spool_age, 0U);
+  EXPECT_FALSE(kept(now - kYear, false)) << "a year of another boot is too old";
+  EXPECT_EQ(scene.losses.spool_age, 1U);
 }
 
 TEST(Spool, EachPrefixOfASegmentGivesItsWholeRecordsAndIsWrittenBehind) {

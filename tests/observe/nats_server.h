@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <nats/nats.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <memory>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "observe/folder.h"
+#include "observe/nats_publisher.h"
+
+namespace sockalarm::observe::test {
+
+// One nats-server with JetStream, in a folder and on ports of its own, that can be killed and started again.
+class NatsServer {
+ public:
+  NatsServer(std::filesystem::path folder, std::string name, std::string port,
+             std::vector<std::string> more = {})
+      : folder_(std::move(folder)), name_(std::move(name)), port_(std::move(port)), more_(std::move(more)) {}
+  NatsServer(const NatsServer&) = delete;
+  NatsServer& operator=(const NatsServer&) = delete;
+  ~NatsServer() { kill(); }
+
+  void start() {
+    std::vector<std::string> words{"nats-server", "-a",
+                                   "127.0.0.1",   "-p",
+                                   port_,         "-js",
+                                   "-n",          name_,
+                                   "-sd",         (folder_ / name_).string(),
+                                   "-l",          (folder_ / (name_ + ".log")).string()};
+    words.insert(words.end(), more_.begin(), more_.end());
+    std::vector<char*> arguments;
+    for (auto& word : words) arguments.push_back(word.data());
+    arguments.push_back(nullptr);
+    pid_ = ::fork();
+    ASSERT_GE(pid_, 0);
+    if (pid_ == 0) {
+      ::execvp(arguments[0], arguments.data());
+      ::_exit(127);
+    }
+  }
+  void kill() {
+    if (pid_ <= 0) return;
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, nullptr, 0);
+    pid_ = 0;
+  }
+  void stop_and_continue(bool stop) const { ::kill(pid_, stop ? SIGSTOP : SIGCONT); }
+  std::string url() const { return "nats://127.0.0.1:" + port_; }
+
+ private:
+  std::filesystem::path folder_;
+  std::string name_, port_;
+  std::vector<std::string> more_;
+  pid_t pid_ = 0;
+};
+
+template <class Condition>
+bool within(std::chrono::seconds limit, Condition condition) {
+  const auto until = std::chrono::steady_clock::now() + limit;
+  while (!condition()) {
+    if (std::chrono::steady_clock::now() > until) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  return true;
+}
+
+// A client of the stream for the test itself.
+class Consumer {
+ public:
+  // Waits for the server.
+  explicit Consumer(const std::string& servers) {
+    natsOptions* options = nullptr;
+    EXPECT_EQ(natsOptions_Create(&options), NATS_OK);
+    const NatsOwned<natsOptions> owned(options);
+    std::vector<std::string> each;
+    for (std::size_t at = 0; at < servers.size(); at = servers.find(',', at) + 1) {
+      each.push_back(servers.substr(at, servers.find(',', at) - at));
+      if (servers.find(',', at) == std::string::npos) break;
+    }
+    std::vector<const char*> urls;
+    for (const auto& url : each) urls.push_back(url.c_str());
+    natsOptions_SetServers(options, urls.data(), static_cast<int>(urls.size()));
+    natsOptions_SetMaxReconnect(options, -1);
+    natsOptions_SetReconnectWait(options, 100);
+    natsConnection* connection = nullptr;
+    EXPECT_TRUE(within(std::chrono::seconds(60),
+                       [&] { return natsConnection_Connect(&connection, options) == NATS_OK; }));
+    connection_.reset(connection);
+    jsCtx* context = nullptr;
+    EXPECT_EQ(natsConnection_JetStream(&context, connection, nullptr), NATS_OK);
+    context_.reset(context);
+  }
+
+  void make_stream(int replicas, std::chrono::seconds duplicates) {
+    jsStreamConfig config;
+    jsStreamConfig_Init(&config);
+    const char* subjects[] = {"sockalarm.v1.>"};
+    config.Name = "SOCKALARM";
+    config.Subjects = subjects;
+    config.SubjectsLen = 1;
+    config.Replicas = replicas;
+    config.Duplicates = std::chrono::nanoseconds(duplicates).count();
+    jsErrCode code{};
+    natsStatus status = NATS_OK;
+    EXPECT_TRUE(within(std::chrono::seconds(120),
+                       [&] {
+                         status = js_AddStream(nullptr, context_.get(), &config, nullptr, &code);
+                         return status == NATS_OK;
+                       }))
+        << natsStatus_GetText(status) << " " << code;
+  }
+
+  // Of all messages of the stream the ids, and how often each came; until `wanted` different ones are there.
+  std::multiset<std::string> ids(std::size_t wanted, std::chrono::seconds limit) {
+    std::multiset<std::string> all;
+    std::set<std::string> different;
+    natsSubscription* subscription = nullptr;
+    jsSubOptions options;
+    jsSubOptions_Init(&options);
+    options.Ordered = true;
+    EXPECT_TRUE(within(limit, [&] {
+      return js_SubscribeSync(&subscription, context_.get(), "sockalarm.v1.>", nullptr, &options, nullptr) ==
+             NATS_OK;
+    }));
+    const auto until = std::chrono::steady_clock::now() + limit;
+    while (std::chrono::steady_clock::now() < until) {
+      natsMsg* message = nullptr;
+      const natsStatus status = natsSubscription_NextMsg(&message, subscription, 2000);
+      const NatsOwned<natsMsg> owned(message);
+      const char* id = nullptr;
+      if (status == NATS_OK && natsMsgHeader_Get(message, "Nats-Msg-Id", &id) == NATS_OK) {
+        all.insert(id);
+        different.insert(id);
+        last_subject = natsMsg_GetSubject(message);
+        last_json.assign(natsMsg_GetData(message), static_cast<std::size_t>(natsMsg_GetDataLength(message)));
+      } else if (different.size() >= wanted) {
+        break;  // and nothing more came for two seconds
+      }
+    }
+    natsSubscription_Destroy(subscription);
+    return all;
+  }
+
+  std::string last_subject, last_json;
+
+ private:
+  NatsOwned<natsConnection> connection_;
+  NatsOwned<jsCtx> context_;
+};
+
+}  // namespace sockalarm::observe::test
