@@ -20,8 +20,8 @@ namespace {
 using Boundaries = prometheus::Histogram::BucketBoundaries;
 
 // Seconds: of a connection and of work, and of news.
-const Boundaries kLives{0.001, 0.01, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200};
-const Boundaries kLatencies{1e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 1e-3, 5e-3, 2.5e-2, 0.1, 1};
+Boundaries lives() { return {0.001, 0.01, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200}; }
+Boundaries latencies() { return {1e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 1e-3, 5e-3, 2.5e-2, 0.1, 1}; }
 
 double in_seconds(std::chrono::nanoseconds duration) {
   return std::chrono::duration<double>(duration).count();
@@ -87,17 +87,17 @@ struct Metrics::Families {
                                             .Name("sockalarm_age_at_abort_seconds")
                                             .Help("Age of a connection when its client left amid the work")
                                             .Register(registry)
-                                            .Add({}, kLives);
+                                            .Add({}, lives());
   prometheus::Histogram& orphaned_time = prometheus::BuildHistogram()
                                              .Name("sockalarm_orphaned_seconds")
                                              .Help("How long work went on for nobody, by connection")
                                              .Register(registry)
-                                             .Add({}, kLives);
+                                             .Add({}, lives());
   prometheus::Histogram& latency = prometheus::BuildHistogram()
                                        .Name("sockalarm_detection_latency_seconds")
                                        .Help("From the event in the kernel to the one who reads of it")
                                        .Register(registry)
-                                       .Add({}, kLatencies);
+                                       .Add({}, latencies());
 };
 
 std::vector<prometheus::MetricFamily> Metrics::Families::counted_elsewhere() const {

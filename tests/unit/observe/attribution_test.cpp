@@ -2,8 +2,12 @@
 #include "observe/attribution.h"
 
 #include <gtest/gtest.h>
+#include <mntent.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include <cstdio>
+#include <memory>
 #include <vector>
 
 namespace sockalarm::observe {
@@ -89,11 +93,43 @@ TEST(Attribution, AResolverGivesTheBetterName) {
   EXPECT_EQ(attribution.of(7).container, kId);
 }
 
+// Where cgroup v2 is mounted here; empty: nowhere.
+std::string mount_point() {
+  const std::unique_ptr<FILE, int (*)(FILE*)> mounts(::setmntent("/proc/self/mounts", "re"), ::endmntent);
+  while (const mntent* entry = ::getmntent(mounts.get()))
+    if (std::string(entry->mnt_type) == "cgroup2") return entry->mnt_dir;
+  return {};
+}
+
+std::uint64_t inode(const std::string& path) {
+  struct stat status{};
+  EXPECT_EQ(::stat(path.c_str(), &status), 0) << path;
+  return status.st_ino;
+}
+
 TEST(CgroupPaths, FindTheRootAndNoneThatIsNotThere) {
+  const std::string root = mount_point();
+  if (root.empty()) GTEST_SKIP() << "no cgroup v2 here";
   const auto paths = CgroupPaths::open();
-  if (!paths) GTEST_SKIP() << paths.error().message();
-  EXPECT_EQ(paths->path(1), "/") << "kernfs numbers its root 1";
+  ASSERT_TRUE(paths) << paths.error().message();
+  EXPECT_EQ(paths->path(inode(root)), "/");
   EXPECT_EQ(paths->path(0x7fffffffffffff), std::nullopt);
+}
+
+TEST(CgroupPaths, FindACgroupUntilItIsGone) {
+  const std::string name = "/sockalarm-test-" + std::to_string(::getpid()) + ".service",
+                    folder = mount_point() + name;
+  if (folder == name || ::mkdir(folder.c_str(), 0755) != 0) GTEST_SKIP() << "may not make a cgroup here";
+  const std::uint64_t id = inode(folder);
+  const auto paths = CgroupPaths::open();
+  EXPECT_TRUE(paths);
+  if (paths) {
+    EXPECT_EQ(paths->path(id), name);
+  }
+  EXPECT_EQ(::rmdir(folder.c_str()), 0);
+  if (paths) {
+    EXPECT_EQ(paths->path(id), std::nullopt);
+  }
 }
 
 }  // namespace
