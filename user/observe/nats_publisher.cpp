@@ -182,6 +182,7 @@ Result<void> NatsPublisher::connect() {
     if (!trim(server).empty()) servers.emplace_back(trim(server));
   }
   std::vector<const char*> urls;
+  urls.reserve(servers.size());
   for (const auto& server : servers) urls.push_back(server.c_str());
 
   natsOptions* made = nullptr;
