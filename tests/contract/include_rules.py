@@ -30,8 +30,6 @@ RULES = [
     (r"user/core/", r"^((postgres|mariadb)/|sockalarm/(postgres|mariadb)\.h$|(libpq-fe|mysql)\.h$)", "the core depends on no database"),
     (r"user/(postgres|mariadb)/", r"^(?!core/action_impl\.h$)(core|cli|bpf|postgres|mariadb)/", "a component knows what an action is, and no more of the core"),
     (r"user/c_abi/", r"^(?!core/fork\.h$)(core|ipc|daemon|cli|request|bpf)/", "the C library uses the public promise, and knows a forked child"),
-    (r"user/(base|core|ipc|request|c_abi|cli)/", r"^observe/", "only the daemon observes"),
-    (r"user/observe/", r"^(daemon|cli|request)/", "observing stands on the core"),
     (r"user/observe/(?!nats_)", r"^nats/", "only nats_* knows libnats"),
     (r"user/observe/(?!metrics)", r"^(prometheus/|httplib\.h)", "only metrics* knows Prometheus and HTTP"),
     (r"user/cli/", r"^(core|daemon|request)/", "the tool uses the public promise"),

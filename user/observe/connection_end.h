@@ -25,22 +25,22 @@ struct ConnectionEnd {
   std::uint64_t sequence = 0;  // of this host since boot, without gaps but those that losses count
   std::uint64_t cookie = 0;
   std::chrono::system_clock::time_point ended_at;  // the last local close, or the end if there was none
-  std::optional<std::chrono::nanoseconds> age;      // from established to ended_at
+  std::optional<std::chrono::nanoseconds> age;     // from established to ended_at
   std::optional<std::chrono::nanoseconds> age_at_departure;  // from established to when the peer left
-  std::chrono::nanoseconds orphaned{};              // work that went on for nobody
+  std::chrono::nanoseconds orphaned{};                       // work that went on for nobody
   Cause cause = Cause::local;
   Verdict verdict = Verdict::none;
   Direction direction = Direction::unknown;
   std::uint8_t family = 0;  // AF_INET, AF_INET6
   Endpoint local, peer;
-  std::uint64_t cgroup = 0;     // id of the cgroup v2 of the socket
-  std::uint32_t pid = 0;        // who held it, 0: unknown
-  std::string command;          // of that process
+  std::uint64_t cgroup = 0;  // id of the cgroup v2 of the socket
+  std::uint32_t pid = 0;     // who held it, 0: unknown
+  std::string command;       // of that process
   std::uint64_t bytes_received = 0, bytes_sent = 0;
   std::uint32_t unread = 0, unsent = 0;  // bytes, at the end
-  int error = 0;                // sk_err
-  std::string service;          // by attribution of the cgroup
-  std::string container, pod;   // ids, empty if there is none
+  int error = 0;                         // sk_err
+  std::string service;                   // by attribution of the cgroup
+  std::string container, pod;            // ids, empty if there is none
 };
 
 }  // namespace sockalarm::observe
