@@ -6,10 +6,10 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <utility>
 
+#include "base/mutex.h"
 #include "base/wake_pipe.h"
 #include "core/fork.h"
 
@@ -29,14 +29,14 @@ class NewsQueue {
   // False: it is the parent's.
   bool put(const sockalarm_news& one) {
     if (inherited()) return false;
-    const std::lock_guard lock(state_->mutex);
+    const MutexLock lock(state_->mutex);
     state_->waiting.push_back(one);
     if (state_->waiting.size() == 1) state_->pipe.wake();
     return true;
   }
 
   std::optional<sockalarm_news> take() {
-    const std::lock_guard lock(state_->mutex);
+    const MutexLock lock(state_->mutex);
     if (state_->waiting.empty()) return std::nullopt;
     const sockalarm_news oldest = state_->waiting.front();
     state_->waiting.pop_front();
@@ -58,8 +58,8 @@ class NewsQueue {
   struct State {
     explicit State(WakePipe ours) noexcept : pipe(std::move(ours)) {}
     WakePipe pipe;
-    std::mutex mutex;
-    std::deque<sockalarm_news> waiting;
+    Mutex mutex;
+    std::deque<sockalarm_news> waiting GUARDED_BY(mutex);
   };
   std::unique_ptr<State> state_;
   State* abandoned_ = nullptr;  // never destroyed: the parent may have been in the middle of it

@@ -8,9 +8,9 @@
 
 #include <algorithm>
 #include <deque>
-#include <mutex>
 #include <nlohmann/json.hpp>
 
+#include "base/mutex.h"
 #include "base/signal_text.h"
 #include "base/text.h"
 #include "cli/commands.h"
@@ -40,7 +40,7 @@ class Mailbox {
 
   void send(Letter letter) {
     {
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(mutex_);
       letters_.push_back(letter);
     }
     const std::uint64_t one = 1;
@@ -49,14 +49,14 @@ class Mailbox {
   std::deque<Letter> take() {
     std::uint64_t count = 0;  // before the letters: one that comes in between rings again
     [[maybe_unused]] const ssize_t n = ::read(bell_.get(), &count, sizeof count);
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return std::exchange(letters_, {});
   }
 
  private:
   UniqueFd bell_;
-  std::mutex mutex_;
-  std::deque<Letter> letters_;
+  Mutex mutex_;
+  std::deque<Letter> letters_ GUARDED_BY(mutex_);
 };
 
 // Of the signals that reach us: CHLD and TSTP are ours, PIPE is a log line that nobody reads, the others are

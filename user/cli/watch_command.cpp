@@ -3,14 +3,13 @@
 #include <sys/resource.h>
 
 #include <atomic>
-#include <condition_variable>
 #include <iomanip>
 #include <iostream>
 #include <memory>
-#include <mutex>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "base/mutex.h"
 #include "base/signal_text.h"
 #include "base/text.h"
 #include "cli/commands.h"
@@ -150,7 +149,7 @@ class Watching {
     auto watcher = make_watcher(plan_, options_, sockets->size());
     if (!watcher) return complain(watcher.error());
     {
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(mutex_);
       missing_ = sockets->size();
     }
     const std::size_t all = sockets->size();
@@ -161,8 +160,8 @@ class Watching {
       left_out += *watched ? 0 : 1;
     }
     if (left_out == all) return complain(usage("none of the connections can be watched"));
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return missing_ == 0 || write_failed_ != 0; });
+    MutexLock lock(mutex_);
+    while (missing_ != 0 && write_failed_ == 0) changed_.wait(mutex_);
     if (write_failed_ != 0) return complain(Error::from_errno(write_failed_, "writing to stdout"));
     return left_out == 0 ? 0 : kExitLeftOut;
   }
@@ -233,7 +232,7 @@ class Watching {
   }
 
   void finish() {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     --missing_;
     changed_.notify_all();
   }
@@ -267,7 +266,7 @@ class Watching {
   }
 
   void write(const std::string& line) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     try {
       std::cout << line << '\n' << std::flush;
     } catch (const std::ios_base::failure&) {
@@ -278,10 +277,10 @@ class Watching {
 
   const WatchOptions& options_;
   const WatchPlan plan_;
-  std::mutex mutex_;  // stdout and the following two
-  std::condition_variable changed_;
-  std::size_t missing_ = 0;  // sockets that are not over
-  int write_failed_ = 0;
+  Mutex mutex_;  // stdout, too
+  ConditionVariable changed_;
+  std::size_t missing_ GUARDED_BY(mutex_) = 0;  // sockets that are not over
+  int write_failed_ GUARDED_BY(mutex_) = 0;
   std::vector<std::unique_ptr<Item>> items_;  // the last member: its alarms use the others
 };
 
