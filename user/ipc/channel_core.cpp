@@ -44,7 +44,7 @@ class ChannelCore::Turn {
   Turn& operator=(const Turn&) = delete;
   ~Turn() {
     if (core == nullptr) return;
-    const std::lock_guard lock(core->mutex_);
+    const MutexLock lock(core->mutex_);
     core->processing_ = false;
     core->update_wish();
   }
@@ -75,7 +75,7 @@ Result<void> ChannelCore::send(FdMessage&& message, std::function<void()> sent) 
   if (bytes > std::numeric_limits<std::uint32_t>::max())
     return fail(Error(Errc::message_too_large,
                       "a message of " + std::to_string(bytes) + " bytes, less than 4 GiB are possible"));
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (ended() || finishing_ || error_ || send_error_) return fail(over_error());
   if (outgoing_.size() >= options_.max_queued_messages ||
       (!outgoing_.empty() &&
@@ -93,7 +93,7 @@ Result<void> ChannelCore::send(FdMessage&& message, std::function<void()> sent) 
 
 Result<void> ChannelCore::receive(std::function<void(FdMessage)> handler) {
   if (foreign()) return fail(over_error());
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (ended() || finishing_ || error_) return fail(over_error());
   receivers_.push_back(std::move(handler));
   unwanted_hangup_ = false;
@@ -104,7 +104,7 @@ Result<void> ChannelCore::receive(std::function<void(FdMessage)> handler) {
 void ChannelCore::finish() {
   if (foreign()) return;
   std::deque<std::function<void(FdMessage)>> dropped;
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (ended()) return;
   finishing_ = true;
   dropped.swap(receivers_);
@@ -116,7 +116,7 @@ Result<UniqueFd> ChannelCore::release() {
   if (foreign()) return fail(over_error());
   std::deque<std::function<void(FdMessage)>> dropped;
   std::function<void(const Error*)> dropped_end;
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (ended() || error_) return fail(over_error());
   if (!outgoing_.empty() || !decoder_.between_messages())
     return fail(Error::from_errno(EBUSY, "giving away the socket of a channel amid its messages"));
@@ -133,7 +133,7 @@ void ChannelCore::abandon() noexcept {
   std::deque<std::function<void(FdMessage)>> dropped;
   std::deque<Outgoing> unsent;
   std::function<void(const Error*)> dropped_end;
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   abandoned_ = true;
   over_.store(true, std::memory_order_release);
   dropped.swap(receivers_);
@@ -148,7 +148,7 @@ std::vector<FdMessage> ChannelCore::take_unsent() {
   if (foreign() || !ended()) return unsent;
   std::deque<Outgoing> all;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     all.swap(outgoing_);
     queued_bytes_ = queued_fds_ = 0;
   }
@@ -159,19 +159,19 @@ std::vector<FdMessage> ChannelCore::take_unsent() {
 
 int ChannelCore::poll_fd() const noexcept {
   if (foreign()) return -1;
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return readiness_.fd();
 }
 
 short ChannelCore::poll_events() const noexcept {
   if (foreign()) return 0;
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return readiness_.events();
 }
 
 std::optional<std::chrono::milliseconds> ChannelCore::poll_timeout() const noexcept {
   if (foreign()) return std::nullopt;
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto at = readiness_.at();
   if (!at) return std::nullopt;
   return std::max(std::chrono::milliseconds(0),
@@ -180,25 +180,25 @@ std::optional<std::chrono::milliseconds> ChannelCore::poll_timeout() const noexc
 
 std::size_t ChannelCore::queued() const noexcept {
   if (foreign()) return 0;
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return outgoing_.size();
 }
 
 bool ChannelCore::waiting_for_room() const noexcept {
   if (foreign()) return false;
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return receiving_.until.has_value();
 }
 
 Result<PeerCredentials> ChannelCore::peer() const {
   if (foreign()) return fail(over_error());
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (!socket_) return fail(over_error());
   return ipc::peer_credentials(socket_.get());
 }
 
 bool ChannelCore::take_turn(Turn& turn) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (ended() || processing_) return false;
   processing_ = true;
   turn.core = this;
@@ -227,7 +227,7 @@ bool ChannelCore::process() {
 // Sends the first message as far as it goes. Its callback, when it has gone whole.
 std::optional<std::function<void()>> ChannelCore::send_one() {
   Outgoing done;  // destroyed without the mutex
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto now = Clock::now();
   if (ended() || error_ || send_error_ || outgoing_.empty() || sending_.waiting(now)) return std::nullopt;
   for (Outgoing& first = outgoing_.front();;) {
@@ -285,7 +285,7 @@ Result<std::size_t> ChannelCore::send_some(Outgoing& first) {
 
 std::optional<ChannelCore::Delivery> ChannelCore::receive_one() {
   using Outcome = ipc::FrameReader::Outcome;
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto now = Clock::now();
   if (ended() || error_ || finishing_ || peer_ended_ || receivers_.empty() || receiving_.waiting(now))
     return std::nullopt;
@@ -313,7 +313,7 @@ std::optional<ChannelCore::Delivery> ChannelCore::receive_one() {
 
 // Without anybody who waits for messages nothing is read. That the peer has gone is seen all the same.
 void ChannelCore::look_for_end() {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (ended() || error_ || peer_ended_ || !receivers_.empty()) return;
   pollfd socket{socket_.get(), 0, 0};
   if (::poll(&socket, 1, 0) <= 0) return;
@@ -332,7 +332,7 @@ void ChannelCore::settle() {
   std::deque<std::function<void(FdMessage)>> dropped;
   std::optional<Error> why;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (ended()) return;
     // What the peer sent before it went is still to be had, if somebody waits for it.
     const bool cannot_send = send_error_ && (peer_ended_ || receivers_.empty());

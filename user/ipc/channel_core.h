@@ -8,11 +8,11 @@
 #include <deque>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <utility>
 #include <vector>
 
+#include "base/mutex.h"
 #include "ipc/frame.h"
 #include "ipc/frame_reader.h"
 #include "ipc/readiness.h"
@@ -82,34 +82,34 @@ class ChannelCore {
 
   bool take_turn(Turn& turn);
   std::optional<std::function<void()>> send_one();
-  Result<std::size_t> send_some(Outgoing& first);
+  Result<std::size_t> send_some(Outgoing& first) REQUIRES(mutex_);
   std::optional<Delivery> receive_one();
   void look_for_end();
   void settle();
-  void end(std::optional<Error> error);
-  void update_wish() noexcept;
+  void update_wish() noexcept REQUIRES(mutex_);
   Error over_error() const;
 
   const pid_t pid_;
-  FdChannelOptions options_;  // on_end is moved out by the end
-  mutable std::mutex mutex_;
-  UniqueFd socket_;
-  ipc::Readiness readiness_;
-  ipc::FrameReader reader_;
-  ipc::FrameDecoder decoder_;
-  std::deque<Outgoing> outgoing_;
-  std::size_t queued_bytes_ = 0, queued_fds_ = 0;
-  std::deque<std::function<void(FdMessage)>> receivers_;
-  Backoff sending_, receiving_;
-  bool processing_ = false;
-  bool finishing_ = false;
-  bool peer_ended_ = false;          // nothing more will come
-  bool unwanted_hangup_ = false;     // the peer has hung up, and left messages that nobody waits for
-  std::optional<Error> send_error_;  // nothing more can be sent
-  std::optional<Error> error_;       // the end is decided, and why
+  mutable Mutex mutex_;
+  FdChannelOptions options_ GUARDED_BY(mutex_);  // on_end is moved out by the end
+  UniqueFd socket_ GUARDED_BY(mutex_);
+  ipc::Readiness readiness_ GUARDED_BY(mutex_);
+  ipc::FrameReader reader_ GUARDED_BY(mutex_);
+  ipc::FrameDecoder decoder_ GUARDED_BY(mutex_);
+  std::deque<Outgoing> outgoing_ GUARDED_BY(mutex_);
+  std::size_t queued_bytes_ GUARDED_BY(mutex_) = 0, queued_fds_ GUARDED_BY(mutex_) = 0;
+  std::deque<std::function<void(FdMessage)>> receivers_ GUARDED_BY(mutex_);
+  Backoff sending_ GUARDED_BY(mutex_), receiving_ GUARDED_BY(mutex_);
+  bool processing_ GUARDED_BY(mutex_) = false;
+  bool finishing_ GUARDED_BY(mutex_) = false;
+  bool peer_ended_ GUARDED_BY(mutex_) = false;  // nothing more will come
+  // The peer has hung up, and left messages that nobody waits for.
+  bool unwanted_hangup_ GUARDED_BY(mutex_) = false;
+  std::optional<Error> send_error_ GUARDED_BY(mutex_);  // nothing more can be sent
+  std::optional<Error> error_ GUARDED_BY(mutex_);       // the end is decided, and why
   // Written with the mutex held: true from the end on. Read without it.
   std::atomic<bool> over_{false};
-  bool abandoned_ = false;
+  bool abandoned_ GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace sockalarm::detail

@@ -12,9 +12,9 @@
 #include <bit>
 #include <cerrno>
 #include <chrono>
-#include <mutex>
 #include <utility>
 
+#include "base/mutex.h"
 #include "core/bpf_session.h"
 #include "core/session_memory.h"
 #include "core/socket_identity.h"
@@ -115,7 +115,8 @@ class DaemonSession final : public BpfSession {
  public:
   DaemonSession(std::string path, LogHook log) : path_(std::move(path)), log_(std::move(log)) {}
 
-  Result<void> begin(std::uint32_t slots, std::size_t ring_bytes) {
+  // Nobody else has it yet.
+  Result<void> begin(std::uint32_t slots, std::size_t ring_bytes) NO_THREAD_SAFETY_ANALYSIS {
     auto connection = connect_to(path_, kPatience);
     if (!connection) return fail(connection.error());
     connection_ = std::move(*connection);
@@ -169,7 +170,7 @@ class DaemonSession final : public BpfSession {
   std::uint64_t bad_records() const noexcept override { return memory_->reader().bad(); }
 
   Result<void> enroll(std::uint64_t cookie, std::uint32_t slot, std::uint32_t generation, int fd) override {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     memory_->remember(slot, generation);
     if (slot >= enrolled_.size()) enrolled_.resize(std::max<std::size_t>(slot + 1, enrolled_.size() * 2));
     auto done = send_watch({cookie, generation, fd}, slot);
@@ -178,13 +179,13 @@ class DaemonSession final : public BpfSession {
   }
 
   void dismiss(std::uint64_t cookie, std::uint32_t slot) noexcept override {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     enrolled_[slot] = {};
     send_unwatch(cookie);
   }
 
   bool watch_reads(bool on) override {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     reads_ = on;
     const ipc::Reads frame{{ipc::Kind::reads, ++last_id_}, on ? 1U : 0U, 0};
     return request(frame).has_value() || !on;
@@ -195,7 +196,7 @@ class DaemonSession final : public BpfSession {
   // As far as is known: the count goes on while there is no daemon, or one that does not answer at once, so
   // nothing is missed for good. The dispatcher must not wait for it.
   std::uint64_t missed_runs() noexcept override {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (!serving()) return missed_;
     const ipc::Header frame{ipc::Kind::missed, last_id_ + 1};
     if (count_id_ == 0 && ipc::send_frame(connection_.get(), frame) == 0) {
@@ -221,7 +222,7 @@ class DaemonSession final : public BpfSession {
       (events[static_cast<std::size_t>(i)].data.fd == timer_.get() ? expired : heard) = true;
     std::uint64_t expirations = 0;
     if (expired) expired = ::read(timer_.get(), &expirations, sizeof expirations) > 0;
-    std::unique_lock lock(mutex_);
+    MutexLock lock(mutex_);
     // Another thread may have lost the connection meanwhile, or found out first: then there is a timer again.
     if (heard && resuming_)
       resume(unseen);
@@ -242,7 +243,7 @@ class DaemonSession final : public BpfSession {
     int fd = -1;
   };
 
-  ipc::Hello hello_of(std::uint32_t slots, std::uint32_t ring_bytes, bool resume) {
+  ipc::Hello hello_of(std::uint32_t slots, std::uint32_t ring_bytes, bool resume) REQUIRES(mutex_) {
     return {{ipc::Kind::hello, ++last_id_},
             ipc::kMagic,
             ipc::kLeastVersion,
@@ -266,7 +267,7 @@ class DaemonSession final : public BpfSession {
     return {};
   }
 
-  Result<void> prepare_tending() {
+  Result<void> prepare_tending() REQUIRES(mutex_) {
     tended_ = UniqueFd(::epoll_create1(EPOLL_CLOEXEC));
     timer_ = UniqueFd(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
     if (!tended_ || !timer_) return fail(Error::from_errno(errno, "epoll_create1() or timerfd_create()"));
@@ -299,12 +300,10 @@ class DaemonSession final : public BpfSession {
       detail::tell(log_, LogLevel::info, "sockalarmd at " + path_ + " is back");
   }
 
-  // All of the following with the mutex held.
-
-  bool serving() const noexcept { return connection_ && !resuming_; }
+  bool serving() const noexcept REQUIRES(mutex_) { return connection_ && !resuming_; }
 
   // Of a count that was asked for. What is asked for later is answered after it.
-  void hear_count(Clock::time_point until) noexcept {
+  void hear_count(Clock::time_point until) noexcept REQUIRES(mutex_) {
     if (count_id_ == 0) return;
     const auto answer = receive<ipc::Count>(connection_.get(), ipc::Kind::count, count_id_, until);
     if (!answer && answer.error().code() == std::errc::timed_out && Clock::now() < count_until_) return;
@@ -315,7 +314,7 @@ class DaemonSession final : public BpfSession {
       lose();
   }
 
-  void lose() noexcept {
+  void lose() noexcept REQUIRES(mutex_) {
     connection_.reset();
     count_id_ = 0;
     resuming_ = false;
@@ -324,7 +323,7 @@ class DaemonSession final : public BpfSession {
   }
 
   template <class T>
-  Result<void> send(const T& frame, int fd = -1) noexcept {
+  Result<void> send(const T& frame, int fd = -1) noexcept REQUIRES(mutex_) {
     if (!serving()) return fail(gone("registering a socket"));
     const auto until = Clock::now() + kPatience;
     int failed = 0;
@@ -337,7 +336,7 @@ class DaemonSession final : public BpfSession {
   }
 
   template <class T>
-  Result<void> request(const T& frame, int fd = -1) {
+  Result<void> request(const T& frame, int fd = -1) REQUIRES(mutex_) {
     if (auto sent = send(frame, fd); !sent) return sent;
     const auto until = Clock::now() + kPatience;
     hear_count(until);
@@ -354,7 +353,7 @@ class DaemonSession final : public BpfSession {
                       "the daemon refuses: " + text));
   }
 
-  Result<void> send_watch(const Enrolled& what, std::uint32_t slot) {
+  Result<void> send_watch(const Enrolled& what, std::uint32_t slot) REQUIRES(mutex_) {
     const bool was_serving = serving();
     auto done =
         request(ipc::Watch{{ipc::Kind::watch, ++last_id_}, what.cookie, slot, what.generation}, what.fd);
@@ -363,11 +362,11 @@ class DaemonSession final : public BpfSession {
     return done;
   }
 
-  void send_unwatch(std::uint64_t cookie) noexcept {
+  void send_unwatch(std::uint64_t cookie) noexcept REQUIRES(mutex_) {
     if (!send(ipc::Unwatch{{ipc::Kind::unwatch, 0}, cookie})) undone_.push_back(cookie);
   }
 
-  void reconnect() {
+  void reconnect() REQUIRES(mutex_) {
     auto connection = connect_to(path_, std::chrono::seconds(0));
     if (!connection) return lose();
     connection_ = std::move(*connection);
@@ -385,7 +384,7 @@ class DaemonSession final : public BpfSession {
   }
 
   // The answer to that has come.
-  void resume(std::vector<std::uint64_t>& unseen) {
+  void resume(std::vector<std::uint64_t>& unseen) REQUIRES(mutex_) {
     const auto now = Clock::now();
     auto welcome = receive<ipc::Welcome>(connection_.get(), ipc::Kind::welcome, hello_id_, now);
     if (!welcome || !check(*welcome)) {
@@ -406,7 +405,7 @@ class DaemonSession final : public BpfSession {
   }
 
   // The timer has expired.
-  void try_again(std::vector<std::uint64_t>& unseen) {
+  void try_again(std::vector<std::uint64_t>& unseen) REQUIRES(mutex_) {
     if (serving()) return enroll_again(unseen);
     connection_ ? lose() : reconnect();
     // The programs may be gone with it (sockalarmd --remove): nobody would tell.
@@ -414,7 +413,7 @@ class DaemonSession final : public BpfSession {
   }
 
   // The daemon has: everything again.
-  void forget_registrations() {
+  void forget_registrations() REQUIRES(mutex_) {
     undone_.clear();
     unenrolled_.clear();
     for (std::uint32_t slot = 1; slot < enrolled_.size(); ++slot)
@@ -424,7 +423,7 @@ class DaemonSession final : public BpfSession {
   // Whatever came meanwhile was not seen. What is refused (a quota; a registration of ours under another
   // user, as long as the daemon keeps it; a number that was closed while a dup lives on) is asked for again
   // and again, and the socket is looked at as often.
-  void enroll_again(std::vector<std::uint64_t>& unseen) {
+  void enroll_again(std::vector<std::uint64_t>& unseen) REQUIRES(mutex_) {
     int refusals = 0;
     for (const std::uint32_t slot : std::exchange(unenrolled_, {})) {
       const Enrolled& one = enrolled_[slot];
@@ -437,30 +436,34 @@ class DaemonSession final : public BpfSession {
     if (serving() && !unenrolled_.empty()) set_timer(kLongestRetry);
   }
 
-  void look_at_all(std::vector<std::uint64_t>& unseen) const {
+  void look_at_all(std::vector<std::uint64_t>& unseen) const REQUIRES(mutex_) {
     for (const Enrolled& one : enrolled_)
       if (one.cookie != 0) unseen.push_back(one.cookie);
   }
 
   const std::string path_;
   const LogHook log_;
-  std::mutex mutex_;  // everything below but what begin() sets for good; taken after the Core's
-  UniqueFd connection_;
+  // Set for good by begin().
   UniqueFd tended_, timer_, table_fd_, introduction_;
   std::uint32_t slots_ = 0;
   std::size_t ring_bytes_ = 0;
   std::unique_ptr<SessionMemory> memory_;
-  std::uint32_t last_id_ = 0, hello_id_ = 0;
-  std::uint64_t missed_ = 0;
-  std::uint32_t count_id_ = 0;     // of the question for it that is not answered yet; 0: none
-  Clock::time_point count_until_;  // then the daemon is taken for gone
-  bool resuming_ = false;          // connected, and waiting for the welcome
-  bool reads_ = false;
-  bool told_lost_ = false;  // the hook, last
-  milliseconds retry_ = kFirstRetry;
-  std::vector<Enrolled> enrolled_;         // by slot
-  std::vector<std::uint32_t> unenrolled_;  // slots of it that are to be registered again
-  std::vector<std::uint64_t> undone_;      // to be unregistered as soon as there is a daemon
+
+  Mutex mutex_;  // taken after the Core's
+  UniqueFd connection_ GUARDED_BY(mutex_);
+  std::uint32_t last_id_ GUARDED_BY(mutex_) = 0, hello_id_ GUARDED_BY(mutex_) = 0;
+  std::uint64_t missed_ GUARDED_BY(mutex_) = 0;
+  // Of the question for it that is not answered yet; 0: none.
+  std::uint32_t count_id_ GUARDED_BY(mutex_) = 0;
+  Clock::time_point count_until_ GUARDED_BY(mutex_);  // then the daemon is taken for gone
+  bool resuming_ GUARDED_BY(mutex_) = false;          // connected, and waiting for the welcome
+  bool reads_ GUARDED_BY(mutex_) = false;
+  bool told_lost_ GUARDED_BY(mutex_) = false;  // the hook, last
+  milliseconds retry_ GUARDED_BY(mutex_) = kFirstRetry;
+  std::vector<Enrolled> enrolled_ GUARDED_BY(mutex_);         // by slot
+  std::vector<std::uint32_t> unenrolled_ GUARDED_BY(mutex_);  // slots of it that are to be registered again
+  // To be unregistered as soon as there is a daemon.
+  std::vector<std::uint64_t> undone_ GUARDED_BY(mutex_);
 };
 
 }  // namespace
