@@ -23,18 +23,18 @@ constexpr std::array<const char*, kResources> kNames = {"connections", "watches"
 }  // namespace
 
 void Accounts::limit(const UserLimits& limits) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   limits_ = limits;
 }
 
 UserLimits Accounts::limits() const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return limits_;
 }
 
 Result<void> Accounts::take(uid_t uid, Resource resource, std::uint64_t amount) {
   const auto index = static_cast<std::size_t>(resource);
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto account = used_.find(uid);
   const std::uint64_t used = account != used_.end() ? account->second[index] : 0;
   const std::uint64_t limit = limit_of(limits_, resource);
@@ -47,7 +47,7 @@ Result<void> Accounts::take(uid_t uid, Resource resource, std::uint64_t amount) 
 }
 
 void Accounts::give_back(uid_t uid, Resource resource, std::uint64_t amount) noexcept {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto account = used_.find(uid);
   if (account == used_.end()) return;
   account->second[static_cast<std::size_t>(resource)] -= amount;
@@ -60,13 +60,13 @@ Result<Charge> Accounts::charge(uid_t uid, Resource resource, std::uint64_t amou
 }
 
 Charge Accounts::charge_anyway(uid_t uid, Resource resource, std::uint64_t amount) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   used_[uid][static_cast<std::size_t>(resource)] += amount;
   return Charge(shared_from_this(), uid, resource, amount);
 }
 
 std::map<uid_t, Accounts::Amounts> Accounts::used() const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return used_;
 }
 

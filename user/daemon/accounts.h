@@ -8,8 +8,8 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <mutex>
 
+#include "base/mutex.h"
 #include "daemon/config.h"
 
 namespace sockalarm::daemon {
@@ -38,9 +38,9 @@ class Accounts : public std::enable_shared_from_this<Accounts> {
   Result<void> take(uid_t uid, Resource resource, std::uint64_t amount);
   void give_back(uid_t uid, Resource resource, std::uint64_t amount) noexcept;
 
-  mutable std::mutex mutex_;
-  UserLimits limits_;
-  std::map<uid_t, Amounts> used_;  // of those who have anything
+  mutable Mutex mutex_;
+  UserLimits limits_ GUARDED_BY(mutex_);
+  std::map<uid_t, Amounts> used_ GUARDED_BY(mutex_);  // of those who have anything
 };
 
 // A part of somebody's quota, given back by the destructor. One thread.

@@ -208,6 +208,7 @@ Result<sockalarm_client> KernelSide::facts_of(std::uint32_t index) const {
 }
 
 Result<std::vector<KernelSide::Survivor>> KernelSide::survivors() {
+  const MutexLock lock(mutex_);
   std::vector<Survivor> found;
   std::unordered_map<std::uint32_t, std::size_t> by_index;
   for (std::uint32_t index = 0; index < sizes_.clients; ++index) {
@@ -232,7 +233,6 @@ Result<std::vector<KernelSide::Survivor>> KernelSide::survivors() {
     (owner != by_index.end() ? found[owner->second].cookies : nobodys).push_back(cookie);
   }
   for (const std::uint64_t one : nobodys) unwatch(one);
-  const std::lock_guard lock(mutex_);
   if (auto ok = set_reads(readers_ > 0); !ok) return fail(ok.error());
   return found;
 }
@@ -241,7 +241,7 @@ Result<std::vector<KernelSide::Survivor>> KernelSide::survivors() {
 Result<std::uint32_t> KernelSide::add(const sockalarm_client& facts, int table, int ring) {
   std::uint32_t index = 0;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const auto free = std::find(taken_.begin(), taken_.end(), false);
     if (free == taken_.end())
       return fail(Error(std::error_code(ENOSPC, std::system_category()),
@@ -265,7 +265,7 @@ void KernelSide::remove(std::uint32_t index) noexcept {
   bpf_map_delete_elem(watch_tables_.get(), &index);
   const sockalarm_client nobody{};
   bpf_map_update_elem(clients_.get(), &index, &nobody, BPF_ANY);
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   taken_[index] = false;
 }
 
@@ -297,7 +297,7 @@ void KernelSide::unwatch(std::uint64_t cookie) noexcept {
 }
 
 Result<void> KernelSide::wait_for_reads(std::uint32_t index, bool on) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   auto facts = facts_of(index);
   if (!facts) return fail(facts.error());
   const bool before = (facts->flags & SOCKALARM_CLIENT_READS) != 0;
@@ -318,12 +318,11 @@ Result<void> KernelSide::wait_for_reads(std::uint32_t index, bool on) {
 void KernelSide::detach_idle() noexcept {
   std::uint64_t expirations = 0;
   [[maybe_unused]] const ssize_t n = ::read(idle_.get(), &expirations, sizeof expirations);
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (readers_ == 0) [[maybe_unused]]
     auto detached = set_reads(false);
 }
 
-// With the mutex held.
 Result<void> KernelSide::set_reads(bool on) {
   if (on == static_cast<bool>(reads_)) return {};
   if (!on) {

@@ -7,11 +7,11 @@
 #include <array>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "base/mutex.h"
 #include "sockalarm_abi.h"
 
 namespace sockalarm::daemon {
@@ -72,11 +72,11 @@ class KernelSide {
   Result<void> lock();
   Result<void> trust() const;
   Result<void> load(Sizes sizes) const;
-  Result<void> adopt();
+  Result<void> adopt() NO_THREAD_SAFETY_ANALYSIS;  // by open(): nobody else has it yet
   std::string pinned(const std::string& name) const { return directory_ + "/" + kLayout + "/" + name; }
   Result<UniqueFd> get(const std::string& name) const;
   Result<sockalarm_client> facts_of(std::uint32_t index) const;
-  Result<void> set_reads(bool on);
+  Result<void> set_reads(bool on) REQUIRES(mutex_);
 
   static constexpr const char* kLayout =
       "v1";  // of what is pinned: names, and the structs of sockalarm_abi.h
@@ -90,10 +90,10 @@ class KernelSide {
   UniqueFd idle_;  // timerfd(2)
   UniqueFd registry_, watch_tables_, event_rings_, clients_, late_wakes_, lost_, introduce_, on_read_,
       on_set_state_;
-  std::mutex mutex_;         // what follows
-  std::vector<bool> taken_;  // indices
-  std::size_t readers_ = 0;
-  UniqueFd reads_;  // the link
+  Mutex mutex_;
+  std::vector<bool> taken_ GUARDED_BY(mutex_);  // indices
+  std::size_t readers_ GUARDED_BY(mutex_) = 0;
+  UniqueFd reads_ GUARDED_BY(mutex_);  // the link
 };
 
 // What the kernel says of a map that somebody gave us; a descriptor of anything else is refused.

@@ -55,7 +55,7 @@ void Lane::ring_bell() noexcept {
 
 void Lane::post(Arrival arrival) {
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     ++load_;
     mailbox_.push_back(std::move(arrival));
   }
@@ -97,7 +97,7 @@ void Lane::run() {
   if (leaving_) {  // their destructors would take out of the kernel what the next daemon is to find there
     for (auto& [id, connection] : connections_) connection->abandon_client();
     for (auto& [id, survivor] : survivors_) Client::abandon(std::move(survivor.client));
-    const std::lock_guard lock(mutex_);  // and what has not been collected yet
+    const MutexLock lock(mutex_);  // and what has not been collected yet
     for (Arrival& arrival : mailbox_) Client::abandon(std::move(arrival.survivor.client));
     mailbox_.clear();
   }
@@ -111,7 +111,7 @@ void Lane::collect() {
   [[maybe_unused]] const ssize_t n = ::read(bell_.get(), &rung, sizeof rung);
   std::vector<Arrival> arrivals;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     arrivals.swap(mailbox_);
   }
   for (Arrival& arrival : arrivals)

@@ -8,12 +8,12 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <thread>
 #include <unordered_map>
 #include <vector>
 
+#include "base/mutex.h"
 #include "daemon/client.h"
 #include "daemon/connection.h"
 #include "daemon/log_limit.h"
@@ -75,8 +75,8 @@ class Lane {
   const UniqueFd epoll_, bell_;
   std::atomic<std::size_t> load_{0};  // connections, survivors and what is in the mailbox
   std::atomic<bool> ending_{false}, leaving_{false}, left_{false};
-  std::mutex mutex_;
-  std::vector<Arrival> mailbox_;  // under the mutex
+  Mutex mutex_;
+  std::vector<Arrival> mailbox_ GUARDED_BY(mutex_);
   // The thread's own:
   Id last_id_ = 2;
   Pace pace_;

@@ -8,8 +8,9 @@
 #include <cstdint>
 #include <list>
 #include <memory>
-#include <mutex>
 #include <vector>
+
+#include "base/mutex.h"
 
 namespace sockalarm::daemon {
 
@@ -26,15 +27,15 @@ struct Entry {
 class Roll {
  public:
   void add(const std::shared_ptr<Entry>& entry) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     entries_.push_back(entry);
   }
   void remove(const std::shared_ptr<Entry>& entry) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     entries_.remove(entry);
   }
   std::vector<std::shared_ptr<Entry>> all() const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return {entries_.begin(), entries_.end()};
   }
 
@@ -42,8 +43,8 @@ class Roll {
   std::atomic<std::uint64_t> accepted{0}, refused{0}, violations{0}, resumed{0};
 
  private:
-  mutable std::mutex mutex_;
-  std::list<std::shared_ptr<Entry>> entries_;
+  mutable Mutex mutex_;
+  std::list<std::shared_ptr<Entry>> entries_ GUARDED_BY(mutex_);
 };
 
 }  // namespace sockalarm::daemon
