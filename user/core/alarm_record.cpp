@@ -61,7 +61,7 @@ bool AlarmRecord::try_fire(Events what, Control& fired) noexcept {
 }
 
 bool AlarmRecord::queue(std::uint32_t generation, const Event& what_happened) {
-  const std::lock_guard lock(mutex);
+  const MutexLock lock(mutex);
   // Between firing and now it may have been cancelled, and even armed again.
   const Control now = load();
   if (now.generation != generation || !now.has_fired()) return false;
@@ -72,20 +72,20 @@ bool AlarmRecord::queue(std::uint32_t generation, const Event& what_happened) {
   return true;
 }
 
-bool AlarmRecord::begin_action(std::uint32_t generation, int index) {
-  const std::lock_guard lock(mutex);
+std::optional<Event> AlarmRecord::begin_action(std::uint32_t generation, int index) {
+  const MutexLock lock(mutex);
   if (run_generation != generation || phase.load() == Phase::ended || phase.load() == Phase::waiting)
-    return false;
+    return std::nullopt;
   resume = Dispatcher::kNoTimer;
-  if (ended_by_cancel()) return false;
+  if (ended_by_cancel()) return std::nullopt;
   phase.store(Phase::running);
   runner = std::this_thread::get_id();
   current.store(index);
-  return true;
+  return cause;
 }
 
 bool AlarmRecord::park(Dispatcher::TimerId until) {
-  const std::lock_guard lock(mutex);
+  const MutexLock lock(mutex);
   if (ended_by_cancel()) return false;
   resume = until;
   phase.store(Phase::parked);
@@ -93,7 +93,7 @@ bool AlarmRecord::park(Dispatcher::TimerId until) {
 }
 
 bool AlarmRecord::hand_over() {
-  const std::lock_guard lock(mutex);
+  const MutexLock lock(mutex);
   if (ended_by_cancel()) return false;
   phase.store(Phase::queued);
   return true;
@@ -111,7 +111,7 @@ bool AlarmRecord::ended_by_cancel() noexcept {
 }
 
 void AlarmRecord::end(bool all_run) noexcept {
-  const std::lock_guard lock(mutex);
+  const MutexLock lock(mutex);
   if (all_run) current.store(static_cast<int>(chain.size()));
   complete.store(all_run);
   phase.store(Phase::ended);
@@ -119,7 +119,7 @@ void AlarmRecord::end(bool all_run) noexcept {
 }
 
 void AlarmRecord::cut_short() noexcept {
-  const std::lock_guard lock(mutex);
+  const MutexLock lock(mutex);
   if (!load().has_fired() || phase.load() == Phase::running || done_directly()) return;
   phase.store(Phase::ended);
   ended.notify_all();

@@ -5,12 +5,13 @@
 #include <sys/types.h>
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <memory>
-#include <mutex>
+#include <optional>
 #include <thread>
 
+#include "base/mutex.h"
+#include "core/core_mutex.h"
 #include "core/dispatcher.h"
 #include "core/watch_state.h"
 
@@ -48,7 +49,7 @@ struct AlarmRecord : std::enable_shared_from_this<AlarmRecord> {
   ArmOptions options;
   // Of the chain, as in WatchState::signal; 0: only the dispatcher can begin it.
   std::atomic<std::uint32_t> signal_word{0};
-  AlarmRecord* next = nullptr;  // of the same socket; under the Core's mutex
+  AlarmRecord* next GUARDED_BY(core_mutex) = nullptr;  // of the same socket
 
   // Who has it. An Alarm uses it, and gives it back at its end: to its Watch, which hands it to the next one.
   // Without a Watch it keeps itself alive until then. One word, so that an end of both at once has one
@@ -89,28 +90,29 @@ struct AlarmRecord : std::enable_shared_from_this<AlarmRecord> {
 
   // The chain's course. `generation` names the firing; an older one is refused.
   bool queue(std::uint32_t generation, const Event& what_happened);  // false: over
-  bool begin_action(std::uint32_t generation, int index);            // false: over
-  bool park(Dispatcher::TimerId until);                              // false: over
-  bool hand_over();           // what was begun is run by another thread. False: over
-  bool runs_here() noexcept;  // the action that runs is the caller. Mutex held
+  // Answers what set it off; nothing: over.
+  std::optional<Event> begin_action(std::uint32_t generation, int index);
+  bool park(Dispatcher::TimerId until);       // false: over
+  bool hand_over();                           // what was begun is run by another thread. False: over
+  bool runs_here() noexcept REQUIRES(mutex);  // the action that runs is the caller
   void end(bool complete) noexcept;
   void cut_short() noexcept;  // the dispatcher is gone
 
-  std::mutex mutex;
-  std::condition_variable ended;             // phase became `ended`
+  Mutex mutex;
+  ConditionVariable ended;                   // phase became `ended`
   std::atomic<Phase> phase{Phase::waiting};  // written under the mutex, or while idle
   std::atomic<int> current{-1};
   std::atomic<bool> complete{false};
-  bool cancel_requested = false;
-  std::uint32_t run_generation = 0;
-  std::thread::id runner;  // while phase is `running`
-  Event cause;
-  Dispatcher::TimerId resume{};
+  bool cancel_requested GUARDED_BY(mutex) = false;
+  std::uint32_t run_generation GUARDED_BY(mutex) = 0;
+  std::thread::id runner GUARDED_BY(mutex);  // while phase is `running`
+  Event cause GUARDED_BY(mutex);
+  Dispatcher::TimerId resume GUARDED_BY(mutex){};
 
-  Dispatcher::TimerId deadline_timer{};  // guarded by the Core's mutex
+  Dispatcher::TimerId deadline_timer GUARDED_BY(core_mutex){};
 
-  // Sigio's: the list of the thread that armed, under `mutex`; the next on it, under the list's lock.
-  std::shared_ptr<ThreadAlarms> listed_in;
+  // Sigio's: the list of the thread that armed; the next on it, under the list's lock.
+  std::shared_ptr<ThreadAlarms> listed_in GUARDED_BY(mutex);
   AlarmRecord* next_listed = nullptr;
   // On the Core's list of those whose signal was sent by Sigio, which keeps them alive.
   std::atomic<bool> reported{false};
@@ -118,7 +120,7 @@ struct AlarmRecord : std::enable_shared_from_this<AlarmRecord> {
   std::shared_ptr<AlarmRecord> reported_self;
 
  private:
-  bool ended_by_cancel() noexcept;  // mutex held
+  bool ended_by_cancel() noexcept REQUIRES(mutex);
 
   std::uint64_t own_control_ = 0;
   std::uint64_t* control_;

@@ -20,11 +20,11 @@
 #include <cstddef>
 #include <cstring>
 #include <fstream>
-#include <mutex>
 #include <sstream>
 #include <tuple>
 #include <utility>
 
+#include "base/mutex.h"
 #include "core/watch_state.h"
 #include "sockalarm.skel.h"
 #include "sockalarm_task_work.skel.h"
@@ -65,10 +65,11 @@ class LibbpfMessages {
 
   // Held across fork(2), so that a child does not find it in the hands of a thread that it has not got. Never
   // destroyed: a fork may come while the process exits.
-  static std::mutex& mutex() {
+  static Mutex& mutex() {
     static auto* const one = [] {
-      static std::mutex* made = new std::mutex;
-      ::pthread_atfork([] { made->lock(); }, [] { made->unlock(); }, [] { made->unlock(); });
+      static Mutex* made = new Mutex;
+      ::pthread_atfork([]() ACQUIRE(*made) { made->lock(); }, []() RELEASE(*made) { made->unlock(); },
+                       []() RELEASE(*made) { made->unlock(); });
       return made;
     }();
     return *one;
@@ -77,7 +78,7 @@ class LibbpfMessages {
   static thread_local LibbpfMessages* current_;
   static libbpf_print_fn_t
       previous_;  // set under the mutex; read by libbpf's callers in any thread meanwhile
-  const std::lock_guard<std::mutex> lock_;
+  const MutexLock lock_;
   std::string last_;
 };
 thread_local LibbpfMessages* LibbpfMessages::current_ = nullptr;

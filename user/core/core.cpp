@@ -25,7 +25,7 @@ constexpr std::chrono::milliseconds kDirectGrace{10};
 constexpr std::chrono::seconds kMissedCheck{1};
 
 // A descriptor through which the socket can still be asked; -1: none is left.
-int live_descriptor(const Socket& socket) noexcept {
+int live_descriptor(const Socket& socket) noexcept REQUIRES(core_mutex) {
   const auto is_ours = [&](int fd) { return file_identity(fd) == socket.cookie; };
   for (const WatchHandle* watch = socket.watches; watch != nullptr; watch = watch->next)
     if (is_ours(watch->fd)) return watch->fd;
@@ -35,7 +35,7 @@ int live_descriptor(const Socket& socket) noexcept {
 }
 
 // What the armed alarms of a socket want; `further_only`: without the one the kernel program reads by itself.
-Events wanted(const Socket& socket, bool further_only = false) noexcept {
+Events wanted(const Socket& socket, bool further_only = false) noexcept REQUIRES(core_mutex) {
   Events all;
   for (const AlarmRecord* record = socket.alarms; record != nullptr; record = record->next) {
     const Control control = record->load();
@@ -46,7 +46,7 @@ Events wanted(const Socket& socket, bool further_only = false) noexcept {
 
 // Out of a list that is linked by `next`.
 template <class Link>
-void erase(Link*& list, const Link& one) noexcept {
+void erase(Link*& list, const Link& one) noexcept REQUIRES(core_mutex) {
   for (Link** link = &list; *link != nullptr; link = &(*link)->next) {
     if (*link != &one) continue;
     *link = one.next;
@@ -178,7 +178,7 @@ void Core::stop() noexcept {
   disarm_all();
   dispatcher_.stop();
   {
-    const std::lock_guard lock(mutex_);
+    const CoreLock lock(mutex_);
     for (const auto& [cookie, socket] : sockets_) {
       for (AlarmRecord* record = socket->alarms; record != nullptr; record = record->next)
         record->cut_short();
@@ -192,7 +192,7 @@ void Core::stop() noexcept {
 
 // Who delivers directly does not ask whether there still is a dispatcher. The alarms stay armed, for nothing.
 void Core::disarm_all() noexcept {
-  const std::lock_guard lock(mutex_);
+  const CoreLock lock(mutex_);
   for (const auto& [cookie, socket] : sockets_) {
     for (AlarmRecord* record = socket->alarms; record != nullptr; record = record->next) {
       std::uint64_t word = record->control().load();
@@ -230,7 +230,7 @@ Result<std::shared_ptr<Socket>> Core::watch(int fd) {
   if (!identity) return fail(Error::from_errno(EBADF, "watch(): descriptor " + std::to_string(fd)));
 
   std::shared_ptr<Socket> socket;  // outside the lock: its destructor takes it
-  const std::lock_guard lock(mutex_);
+  const CoreLock lock(mutex_);
   if (const auto known = sockets_.find(*identity); known != sockets_.end()) {
     socket = known->second->weak_from_this().lock();
     if (socket) return socket;
@@ -251,13 +251,13 @@ Result<std::shared_ptr<Socket>> Core::watch(int fd) {
 }
 
 void Core::link(WatchHandle& handle) {
-  const std::lock_guard lock(mutex_);
+  const CoreLock lock(mutex_);
   handle.next = std::exchange(handle.socket->watches, &handle);
 }
 
 void Core::unlink(WatchHandle& handle) noexcept {
   if (inert()) return;
-  const std::lock_guard lock(mutex_);
+  const CoreLock lock(mutex_);
   Socket& socket = *handle.socket;
   erase(socket.watches, handle);
   // Its owner is about to close the descriptor; ask through another one that is watched, if there is.
@@ -276,7 +276,7 @@ void Core::move_if_closed(Socket& socket) {
 
 std::shared_ptr<Core> Core::remove(Socket& socket) noexcept {
   if (inert()) return nullptr;
-  const std::lock_guard lock(mutex_);
+  const CoreLock lock(mutex_);
   closed_awaited_.erase(&socket);
   if (socket.registered) {
 #if SOCKALARM_LINUX
@@ -290,7 +290,7 @@ std::shared_ptr<Core> Core::remove(Socket& socket) noexcept {
 }
 
 std::shared_ptr<AlarmRecord> Core::make_record(std::shared_ptr<Socket> socket, int fd) {
-  const std::lock_guard lock(mutex_);
+  const CoreLock lock(mutex_);
   bool first = true;
   AlarmRecord** last = &socket->alarms;
   for (; *last != nullptr; last = &(*last)->next) first &= !(*last)->primary;
@@ -301,7 +301,7 @@ std::shared_ptr<AlarmRecord> Core::make_record(std::shared_ptr<Socket> socket, i
 
 void Core::remove(AlarmRecord& record) noexcept {
   if (inert()) return;
-  const std::lock_guard lock(mutex_);
+  const CoreLock lock(mutex_);
   erase(record.socket->alarms, record);
 }
 
@@ -353,7 +353,7 @@ void Core::prepare_direct(AlarmRecord& record) noexcept {
 
 // From fired, with the chain at its end, back to idle.
 bool Core::rearm_fired(AlarmRecord& record) {
-  const std::lock_guard lock(record.mutex);
+  const MutexLock lock(record.mutex);
   if (!record.over()) return false;
   Control control = record.load();
   control.state = Control::State::idle;
@@ -366,7 +366,7 @@ bool Core::rearm_fired(AlarmRecord& record) {
 }
 
 bool Core::arm_with_help(AlarmRecord& record, std::uint64_t idle, std::uint64_t armed) {
-  const std::lock_guard lock(mutex_);
+  const CoreLock lock(mutex_);
   if (dispatcher_.stopped() || !record.control().compare_exchange_strong(idle, armed)) return false;
   if (record.options.deadline.count() > 0) add_deadline(record, Control::unpack(armed).generation);
   refresh(*record.socket);
@@ -395,7 +395,7 @@ Cancelled Core::cancel(AlarmRecord& record, bool wait) noexcept {
     const Control control = Control::unpack(record.control().load());
     if (control.state == Control::State::idle) return Cancelled::inactive;
     if (control.state == Control::State::armed) continue;
-    std::unique_lock lock(record.mutex);
+    MutexLock lock(record.mutex);
     if (Control::unpack(record.control().load()).generation != control.generation ||
         !record.load().has_fired())
       continue;
@@ -413,7 +413,7 @@ Cancelled Core::cancel(AlarmRecord& record, bool wait) noexcept {
       record.cancel_requested = true;
       // Not from inside that action, nor on the dispatcher if it is the one that has to end it.
       if (wait && !record.runs_here() && !(sending && dispatcher_.on_this_thread()))
-        record.ended.wait(lock, [&] { return record.phase.load() == AlarmRecord::Phase::ended; });
+        while (record.phase.load() != AlarmRecord::Phase::ended) record.ended.wait(record.mutex);
     } else {
       record.phase.store(AlarmRecord::Phase::ended);
       record.ended.notify_all();
@@ -463,7 +463,7 @@ void Core::go_on(AlarmRecord& record, News::Direct direct) {
 }
 
 Event Core::cause(AlarmRecord& record) const {
-  const std::lock_guard held(record.mutex);
+  const MutexLock held(record.mutex);
   const Control control = record.load();
   if (!control.has_fired()) return {};
   if (record.run_generation == control.generation) return record.cause;
@@ -471,7 +471,7 @@ Event Core::cause(AlarmRecord& record) const {
 }
 
 void Core::settle(AlarmRecord& record) noexcept {
-  const std::lock_guard lock(mutex_);
+  const CoreLock lock(mutex_);
   dispatcher_.cancel_timer(std::exchange(record.deadline_timer, Dispatcher::kNoTimer));
   refresh(*record.socket);
 }
@@ -481,7 +481,7 @@ void Core::add_deadline(AlarmRecord& record, std::uint32_t generation) {
   auto expire = [this, weak = record.weak_from_this(), generation] {
     const auto alarm = weak.lock();
     if (!alarm || alarm->load().generation != generation) return;
-    const std::lock_guard lock(mutex_);
+    const CoreLock lock(mutex_);
     if (fire(*alarm, events::deadline)) refresh(*alarm->socket);
   };
   record.deadline_timer = dispatcher_.add_timer(Dispatcher::in(record.options.deadline), std::move(expire));
@@ -538,7 +538,7 @@ void Core::collect_reported() {
     const auto alive = std::move(record.reported_self);  // let go of without the mutex
     record.reported.store(false);                        // from here on it may be reported again
     if (!alive) continue;
-    const std::lock_guard lock(mutex_);
+    const CoreLock lock(mutex_);
     fire_ready(*alive->socket, events::none);
   }
 }
@@ -546,7 +546,7 @@ void Core::collect_reported() {
 void Core::handle_news(const std::vector<News>& news, bool some_lost) {
   if (reported_.load() != nullptr) collect_reported();
   if (news.empty() && !some_lost) return;
-  const std::lock_guard lock(mutex_);
+  const CoreLock lock(mutex_);
   for (const News& one : news) on_news(one);
   if (!some_lost) return;
   for (const auto& [cookie, socket] : sockets_)
@@ -627,7 +627,7 @@ void Core::await_direct(Socket& socket) {
   dispatcher_.add_timer(since + kDirectGrace, [this, weak = socket.weak_from_this()] {
     const auto alive = weak.lock();
     if (!alive) return;
-    const std::lock_guard lock(mutex_);
+    const CoreLock lock(mutex_);
     fire_ready(*alive, events::none);
   });
 }
@@ -682,7 +682,7 @@ void Core::schedule_eof_check(Socket& socket) {
                         [this, weak = socket.weak_from_this()] {
                           const auto alive = weak.lock();
                           if (!alive) return;
-                          const std::lock_guard lock(mutex_);
+                          const CoreLock lock(mutex_);
                           if (alive->eof_backoff_ms == 0) return;
                           const int fd = live_descriptor(*alive);
                           if (fd >= 0 && all_was_read(fd)) return found_eof(*alive);
@@ -695,7 +695,7 @@ void Core::schedule_eof_check(Socket& socket) {
 void Core::schedule_closed_check() {
   if (std::exchange(closed_check_scheduled_, true)) return;
   dispatcher_.add_timer(Dispatcher::in(options_.closed_check), [this] {
-    const std::lock_guard lock(mutex_);
+    const CoreLock lock(mutex_);
     closed_check_scheduled_ = false;
     check_closed();
   });
@@ -717,7 +717,7 @@ void Core::schedule_missed_check() {
   const bool by_programs = source_->kind() == SourceKind::kernel || source_->kind() == SourceKind::daemon;
   if (!by_programs || std::exchange(missed_check_scheduled_, true)) return;
   dispatcher_.add_timer(Dispatcher::in(kMissedCheck), [this] {
-    const std::lock_guard lock(mutex_);
+    const CoreLock lock(mutex_);
     missed_check_scheduled_ = false;
     if (source_->missed_some()) ask_all();
     if (!sockets_.empty()) schedule_missed_check();
@@ -771,7 +771,7 @@ Description Core::describe() const {
 Stats Core::stats() const {
   Stats stats;
   if (!inert()) {  // else another thread of the parent may have held the mutex when we were forked
-    const std::lock_guard lock(mutex_);
+    const CoreLock lock(mutex_);
     stats.watches = sockets_.size();
   }
   const SourceStats source = source_->stats();

@@ -5,13 +5,14 @@
 
 #include <atomic>
 #include <memory>
-#include <mutex>
 #include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
+#include "base/mutex.h"
 #include "core/alarm_record.h"
+#include "core/core_mutex.h"
 #include "core/dispatcher.h"
 #include "core/fork.h"
 #include "core/sigio.h"
@@ -67,36 +68,36 @@ class Core final : public std::enable_shared_from_this<Core> {
   Core(Options options, ChosenSource chosen, std::shared_ptr<Sigio> sigio);
   void in_child() noexcept;
 
-  // With the mutex held:
-  void on_news(const News& news);
-  void found_eof(Socket& socket);
-  void move_if_closed(Socket& socket);
-  void fire_ready(Socket& socket, Events momentary, News::Direct direct = News::Direct::none);
+  void on_news(const News& news) REQUIRES(core_mutex);
+  void found_eof(Socket& socket) REQUIRES(core_mutex);
+  void move_if_closed(Socket& socket) REQUIRES(core_mutex);
+  void fire_ready(Socket& socket, Events momentary, News::Direct direct = News::Direct::none)
+      REQUIRES(core_mutex);
   bool fire(AlarmRecord& record, Events happened);
   Event event_of(const AlarmRecord& record, Events happened) const;
   void post(AlarmRecord& record, std::uint32_t generation, const Event& event, int first_action);
-  void go_on(AlarmRecord& record, News::Direct direct);
-  bool expects_direct(const AlarmRecord& record, News::Direct direct) const noexcept;
-  bool failed_directly(const AlarmRecord& record, News::Direct direct) const noexcept;
-  void await_direct(Socket& socket);
-  void refresh(Socket& socket);
-  void await_eof(Socket& socket);
-  void stop_awaiting_eof(Socket& socket) noexcept;
-  void schedule_eof_check(Socket& socket);
-  void schedule_closed_check();
-  void check_closed();
-  void schedule_missed_check();
-  void ask_all();
-  void add_deadline(AlarmRecord& record, std::uint32_t generation);
+  void go_on(AlarmRecord& record, News::Direct direct) REQUIRES(core_mutex);
+  bool expects_direct(const AlarmRecord& record, News::Direct direct) const noexcept REQUIRES(core_mutex);
+  bool failed_directly(const AlarmRecord& record, News::Direct direct) const noexcept REQUIRES(core_mutex);
+  void await_direct(Socket& socket) REQUIRES(core_mutex);
+  void refresh(Socket& socket) REQUIRES(core_mutex);
+  void await_eof(Socket& socket) REQUIRES(core_mutex);
+  void stop_awaiting_eof(Socket& socket) noexcept REQUIRES(core_mutex);
+  void schedule_eof_check(Socket& socket) REQUIRES(core_mutex);
+  void schedule_closed_check() REQUIRES(core_mutex);
+  void check_closed() REQUIRES(core_mutex);
+  void schedule_missed_check() REQUIRES(core_mutex);
+  void ask_all() REQUIRES(core_mutex);
+  void add_deadline(AlarmRecord& record, std::uint32_t generation) REQUIRES(core_mutex);
 
   bool rearm_fired(AlarmRecord& record);
   void prepare_direct(AlarmRecord& record) noexcept;
-  void disarm_all() noexcept;
+  void disarm_all() noexcept EXCLUDES(core_mutex);
   void report(AlarmRecord& record) noexcept;
-  void collect_reported();
-  bool arm_with_help(AlarmRecord& record, std::uint64_t idle, std::uint64_t armed);
-  void handle_news(const std::vector<News>& news, bool some_lost);
-  void settle(AlarmRecord& record) noexcept;
+  void collect_reported() EXCLUDES(core_mutex);
+  bool arm_with_help(AlarmRecord& record, std::uint64_t idle, std::uint64_t armed) EXCLUDES(core_mutex);
+  void handle_news(const std::vector<News>& news, bool some_lost) EXCLUDES(core_mutex);
+  void settle(AlarmRecord& record) noexcept EXCLUDES(core_mutex);
 
   const Options options_;
   const std::uint64_t made_in_ = fork_generation();
@@ -109,13 +110,13 @@ class Core final : public std::enable_shared_from_this<Core> {
   Dispatcher dispatcher_;
   std::atomic<std::uint64_t> fired_{0};
 
-  mutable std::mutex mutex_;
-  std::unordered_map<std::uint64_t, Socket*> sockets_;  // by cookie
-  std::set<Socket*> closed_awaited_;                    // sockets with an alarm armed on `closed`
-  bool closed_check_scheduled_ = false;
-  bool missed_check_scheduled_ = false;
-  std::size_t socket_count_ = 0;  // with those that are just being destroyed
-  std::shared_ptr<Core> self_;    // while there are any
+  mutable Mutex mutex_;                                                        // core_mutex stands for it
+  std::unordered_map<std::uint64_t, Socket*> sockets_ GUARDED_BY(core_mutex);  // by cookie
+  std::set<Socket*> closed_awaited_ GUARDED_BY(core_mutex);  // sockets with an alarm armed on `closed`
+  bool closed_check_scheduled_ GUARDED_BY(core_mutex) = false;
+  bool missed_check_scheduled_ GUARDED_BY(core_mutex) = false;
+  std::size_t socket_count_ GUARDED_BY(core_mutex) = 0;  // with those that are just being destroyed
+  std::shared_ptr<Core> self_ GUARDED_BY(core_mutex);    // while there are any
 
   const ForkHandler fork_handler_{[this] { in_child(); }};  // the last member
 };

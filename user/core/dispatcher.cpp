@@ -75,7 +75,7 @@ void Dispatcher::stop() noexcept {
 void Dispatcher::post(const Job& job) {
   bool taken = false, first = false;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     taken = !over_;
     first = jobs_.empty();
     if (taken) jobs_.push_back(job);
@@ -88,7 +88,7 @@ Dispatcher::TimerId Dispatcher::add_timer(Clock::time_point when, std::function<
   bool earliest = false;
   TimerId id;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     id = {when, next_timer_++};
     timers_.emplace(id, std::move(callback));
     earliest = timers_.begin()->first == id;
@@ -100,7 +100,7 @@ Dispatcher::TimerId Dispatcher::add_timer(Clock::time_point when, std::function<
 void Dispatcher::cancel_timer(TimerId timer) noexcept {
   if (timer == kNoTimer) return;
   std::function<void()> callback;  // what it holds is let go of without the mutex
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto found = timers_.find(timer);
   if (found == timers_.end()) return;
   callback = std::move(found->second);
@@ -110,7 +110,7 @@ void Dispatcher::cancel_timer(TimerId timer) noexcept {
 void Dispatcher::log(LogLevel level, std::string_view text) const noexcept { tell(log_, level, text); }
 
 std::optional<Dispatcher::Clock::time_point> Dispatcher::wait_until() {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (!jobs_.empty()) return Clock::time_point{};
   if (timers_.empty()) return std::nullopt;
   return timers_.begin()->first.first;
@@ -139,7 +139,7 @@ void Dispatcher::loop(const NewsHandler& on_news) {
   std::deque<Job> left;
   std::map<TimerId, std::function<void()>> timers_left;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     over_ = true;
     left.swap(jobs_);
     timers_left.swap(timers_);
@@ -183,7 +183,7 @@ void Dispatcher::run_due_timers() {
   for (;;) {
     std::function<void()> callback;
     {
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(mutex_);
       if (timers_.empty() || timers_.begin()->first.first > now) return;
       callback = std::move(timers_.begin()->second);
       timers_.erase(timers_.begin());
@@ -196,13 +196,13 @@ void Dispatcher::run_jobs() {
   // Only those that are there now: news that comes while they run is read in between.
   std::size_t count = 0;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     count = jobs_.size();
   }
   for (; count > 0 && !stopped(); --count) {
     Job job;
     {
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(mutex_);
       job = std::move(jobs_.front());
       jobs_.pop_front();
     }
@@ -212,14 +212,14 @@ void Dispatcher::run_jobs() {
 
 void Dispatcher::run_chain(const Job& job) {
   AlarmRecord& alarm = *job.alarm;
-  for (int index = job.index; alarm.begin_action(job.generation, index); ++index) {
+  for (int index = job.index; const auto cause = alarm.begin_action(job.generation, index); ++index) {
     if (static_cast<std::size_t>(index) == alarm.chain.size()) return alarm.end(true);
     if (stopped()) return alarm.end(false);
     const Action& action = alarm.chain[static_cast<std::size_t>(index)];
     // One that may block is not for this thread, and any other one is for this thread alone.
     if (action.impl().may_block() == on_this_thread() && hand_over({job.alarm, job.generation, index}))
       return;
-    const Outcome outcome = action.impl().run({alarm.cause, alarm.arming_thread.load(), program_mask_});
+    const Outcome outcome = action.impl().run({*cause, alarm.arming_thread.load(), program_mask_});
     actions_run_.fetch_add(1, std::memory_order_relaxed);
     if (outcome.failure) {
       actions_failed_.fetch_add(1, std::memory_order_relaxed);

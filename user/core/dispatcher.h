@@ -11,13 +11,13 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "base/mutex.h"
 #include "core/helpers.h"
 #include "core/log_hook.h"
 #include "core/source.h"
@@ -76,10 +76,10 @@ class Dispatcher {
     std::uint32_t generation = 0;
     int index = 0;  // of the first action to run
   };
-  void post(const Job& job);
+  void post(const Job& job) EXCLUDES(mutex_);
   // `callback` runs on the dispatcher thread. Any thread.
-  TimerId add_timer(Clock::time_point when, std::function<void()> callback);
-  void cancel_timer(TimerId timer) noexcept;
+  TimerId add_timer(Clock::time_point when, std::function<void()> callback) EXCLUDES(mutex_);
+  void cancel_timer(TimerId timer) noexcept EXCLUDES(mutex_);
 
   void log(LogLevel level, std::string_view text) const noexcept;
   std::uint64_t actions_run() const noexcept { return actions_run_.load(std::memory_order_relaxed); }
@@ -109,11 +109,11 @@ class Dispatcher {
   std::atomic<bool> has_slice_{false};  // set once by the thread, as far as the kernel lets it
   std::atomic<std::uint64_t> actions_run_{0}, actions_failed_{0}, wakeups_{0};
 
-  std::mutex mutex_;  // the rest
-  std::deque<Job> jobs_;
-  std::map<TimerId, std::function<void()>> timers_;
-  std::uint64_t next_timer_ = 1;
-  bool over_ = false;  // the thread takes no more jobs
+  Mutex mutex_;
+  std::deque<Job> jobs_ GUARDED_BY(mutex_);
+  std::map<TimerId, std::function<void()>> timers_ GUARDED_BY(mutex_);
+  std::uint64_t next_timer_ GUARDED_BY(mutex_) = 1;
+  bool over_ GUARDED_BY(mutex_) = false;  // the thread takes no more jobs
 
   Helpers helpers_;
 };

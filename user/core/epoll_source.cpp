@@ -29,7 +29,8 @@ std::uint32_t flags_of(Events momentary) noexcept {
          ((momentary & events::urgent) ? std::uint32_t{EPOLLPRI} : 0U);
 }
 
-int control(int epoll, int operation, const Socket& socket, std::uint32_t flags) noexcept {
+int control(int epoll, int operation, const Socket& socket, std::uint32_t flags) noexcept
+    REQUIRES(core_mutex) {
   epoll_event event{};
   event.events = flags;
   event.data.u64 = socket.cookie;
@@ -37,7 +38,7 @@ int control(int epoll, int operation, const Socket& socket, std::uint32_t flags)
 }
 
 // epoll_ctl acts on whatever the number means now: touch it only while it still means our socket.
-bool still_ours(const Socket& socket) noexcept {
+bool still_ours(const Socket& socket) noexcept REQUIRES(core_mutex) {
   return file_identity(socket.registered_fd) == socket.cookie;
 }
 

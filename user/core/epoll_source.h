@@ -18,10 +18,10 @@ class EpollSource : public Source {
   static Result<std::unique_ptr<EpollSource>> open();
 
   SourceKind kind() const noexcept override { return SourceKind::epoll; }
-  Result<void> add(Socket& socket, int fd) override;
-  void remove(Socket& socket) noexcept override;
-  void want(Socket& socket, Events momentary) override;
-  void move(Socket& socket, int fd) override;
+  Result<void> add(Socket& socket, int fd) override REQUIRES(core_mutex);
+  void remove(Socket& socket) noexcept override REQUIRES(core_mutex);
+  void want(Socket& socket, Events momentary) override REQUIRES(core_mutex);
+  void move(Socket& socket, int fd) override REQUIRES(core_mutex);
   bool wait(std::optional<std::chrono::steady_clock::time_point> until, std::vector<News>& news) override;
   void wake() noexcept override;
   bool woken() const noexcept { return awake_.load(); }
@@ -33,7 +33,7 @@ class EpollSource : public Source {
   Result<void> add_tended(int fd);
   bool take_tended() noexcept { return std::exchange(tended_, false); }  // by the dispatcher
   // Readable and urgent of a socket whose sticky events come from the kernel.
-  void want_only(Socket& socket, Events momentary) noexcept;
+  void want_only(Socket& socket, Events momentary) noexcept REQUIRES(core_mutex);
 
  protected:
   EpollSource(UniqueFd epoll, UniqueFd wake) : epoll_(std::move(epoll)), wake_(std::move(wake)) {}

@@ -6,9 +6,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <mutex>
 #include <utility>
 #include <vector>
+
+#include "base/mutex.h"
 
 namespace sockalarm::detail {
 namespace {
@@ -17,14 +18,15 @@ std::atomic<std::uint64_t> generation{0};
 
 // Never destroyed: a fork may come while the process exits.
 struct Handlers {
-  std::mutex mutex;  // held across fork, so that the child finds the list whole
-  std::vector<const ForkHandler*> list;
+  Mutex mutex;  // held across fork, so that the child finds the list whole
+  std::vector<const ForkHandler*> list GUARDED_BY(mutex);
 };
 Handlers& handlers() {
   static auto* const all = [] {
     auto* made = new Handlers;
-    ::pthread_atfork([] { handlers().mutex.lock(); }, [] { handlers().mutex.unlock(); },
-                     [] {
+    ::pthread_atfork([]() ACQUIRE(handlers().mutex) { handlers().mutex.lock(); },
+                     []() RELEASE(handlers().mutex) { handlers().mutex.unlock(); },
+                     []() RELEASE(handlers().mutex) {
                        generation.fetch_add(1);
                        for (const ForkHandler* handler : handlers().list) handler->in_child();
                        handlers().list.clear();
@@ -40,12 +42,12 @@ Handlers& handlers() {
 std::uint64_t fork_generation() noexcept { return generation.load(std::memory_order_relaxed); }
 
 ForkHandler::ForkHandler(std::function<void()> in_child) : in_child_(std::move(in_child)) {
-  const std::lock_guard lock(handlers().mutex);
+  const MutexLock lock(handlers().mutex);
   handlers().list.push_back(this);
 }
 
 ForkHandler::~ForkHandler() {
-  const std::lock_guard lock(handlers().mutex);
+  const MutexLock lock(handlers().mutex);
   std::erase(handlers().list, this);
 }
 

@@ -9,7 +9,7 @@
 namespace sockalarm::detail {
 
 bool Helpers::ready(const std::weak_ptr<void>& owner) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (stopping_) return false;
   if (idle_ > waiting_.size() || threads_.size() >= limit_) return true;
   try {
@@ -23,7 +23,7 @@ bool Helpers::ready(const std::weak_ptr<void>& owner) {
 
 void Helpers::post(std::function<void()> work) {
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     waiting_.push_back(std::move(work));
   }
   changed_.notify_one();
@@ -32,7 +32,7 @@ void Helpers::post(std::function<void()> work) {
 void Helpers::stop() noexcept {
   std::vector<std::thread> ending;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     stopping_ = true;
     ending.swap(threads_);
   }
@@ -49,9 +49,9 @@ void Helpers::loop() {
 #if SOCKALARM_LINUX
   ::pthread_setname_np(::pthread_self(), "sockalarm-help");
 #endif
-  std::unique_lock lock(mutex_);
+  MutexLock lock(mutex_);
   for (;;) {
-    changed_.wait(lock, [&] { return stopping_ || !waiting_.empty(); });
+    while (!stopping_ && waiting_.empty()) changed_.wait(mutex_);
     if (waiting_.empty()) return;
     std::function<void()> work = std::move(waiting_.front());
     waiting_.pop_front();

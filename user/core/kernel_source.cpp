@@ -29,7 +29,7 @@ class KernelSource final : public Source {
   SourceKind kind() const noexcept override { return kind_; }
   std::string times() const override { return session_->times(); }
 
-  Result<void> add(Socket& socket, int fd) override {
+  Result<void> add(Socket& socket, int fd) override REQUIRES(core_mutex) {
     if (!socket.kind.tcp || free_slots_.empty()) return epoll_->add(socket, fd);
     const std::uint32_t slot = free_slots_.front();
     WatchState& state = session_->table()[slot];
@@ -57,7 +57,7 @@ class KernelSource final : public Source {
     return {};
   }
 
-  void remove(Socket& socket) noexcept override {
+  void remove(Socket& socket) noexcept override REQUIRES(core_mutex) {
     if (socket.slot == 0) return epoll_->remove(socket);
     if (socket.momentary) epoll_->want_only(socket, events::none);
     session_->dismiss(socket.cookie, socket.slot);
@@ -65,17 +65,17 @@ class KernelSource final : public Source {
     free_slots_.push_back(socket.slot);
   }
 
-  void want(Socket& socket, Events momentary) override {
+  void want(Socket& socket, Events momentary) override REQUIRES(core_mutex) {
     if (socket.slot == 0)
       epoll_->want(socket, momentary);
     else
       epoll_->want_only(socket, momentary);
   }
 
-  void move(Socket& socket, int fd) override { epoll_->move(socket, fd); }
+  void move(Socket& socket, int fd) override REQUIRES(core_mutex) { epoll_->move(socket, fd); }
 
   // Attached while at least one socket needs it.
-  bool watch_reads(Socket& socket, bool on) override {
+  bool watch_reads(Socket& socket, bool on) override REQUIRES(core_mutex) {
     if (socket.slot == 0) return false;
     const int users = reads_users_ + (on ? 1 : -1);
     if ((users == 0 || (on && reads_users_ == 0)) && !session_->watch_reads(on)) return false;
@@ -83,8 +83,8 @@ class KernelSource final : public Source {
     return true;
   }
 
-  void watch_closing() override { session_->watch_closing(); }
-  bool missed_some() noexcept override {
+  void watch_closing() override REQUIRES(core_mutex) { session_->watch_closing(); }
+  bool missed_some() noexcept override REQUIRES(core_mutex) {
     const std::uint64_t now = session_->missed_runs();
     return std::exchange(missed_, now) != now;
   }
@@ -171,11 +171,11 @@ class KernelSource final : public Source {
   const SourceKind kind_;
   std::unique_ptr<BpfSession> session_;
   std::unique_ptr<EpollSource> epoll_;
-  std::deque<std::uint32_t> free_slots_;
-  int reads_users_ = 0;
+  std::deque<std::uint32_t> free_slots_ GUARDED_BY(core_mutex);
+  int reads_users_ GUARDED_BY(core_mutex) = 0;
   bool looking_ = false;  // the dispatcher's, and the next
   unsigned records_only_ = 0;
-  std::uint64_t missed_ = 0;
+  std::uint64_t missed_ GUARDED_BY(core_mutex) = 0;
   std::vector<sockalarm_record> records_;
   std::vector<std::uint64_t> unseen_;
   Counters stats_;

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <map>
-#include <mutex>
 
+#include "base/mutex.h"
 #include "base/wake_pipe.h"
 #include "core/socket.h"
 #include "core/socket_identity.h"
@@ -30,11 +30,11 @@ class PollSource final : public Source {
   SourceKind kind() const noexcept override { return SourceKind::poll; }
   PollStyle poll_style() const noexcept override { return style_; }
 
-  Result<void> add(Socket& socket, int fd) override {
+  Result<void> add(Socket& socket, int fd) override REQUIRES(core_mutex) {
     socket.make_own_state();
     socket.registered_fd = fd;
     socket.served_by = SourceKind::poll;
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     Entry& entry = entries_[socket.cookie] = Entry{};
     entry.fd = socket.registered_fd;
     entry.state = socket.state;
@@ -42,23 +42,23 @@ class PollSource final : public Source {
     return {};
   }
 
-  void remove(Socket& socket) noexcept override {
-    const std::lock_guard lock(mutex_);
+  void remove(Socket& socket) noexcept override REQUIRES(core_mutex) {
+    const MutexLock lock(mutex_);
     entries_.erase(socket.cookie);
     wake();  // so that a descriptor that is closed next is not in poll()'s hands
   }
 
-  void want(Socket& socket, Events momentary) override {
-    const std::lock_guard lock(mutex_);
+  void want(Socket& socket, Events momentary) override REQUIRES(core_mutex) {
+    const MutexLock lock(mutex_);
     const auto entry = entries_.find(socket.cookie);
     if (entry == entries_.end()) return;
     entry->second.momentary = momentary;
     wake();
   }
 
-  void move(Socket& socket, int fd) override {
+  void move(Socket& socket, int fd) override REQUIRES(core_mutex) {
     socket.registered_fd = fd;
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const auto entry = entries_.find(socket.cookie);
     if (entry == entries_.end()) return;
     entry->second.fd = fd;
@@ -76,7 +76,7 @@ class PollSource final : public Source {
     }
     if (::poll(polled_.data(), static_cast<nfds_t>(polled_.size()), timeout) <= 0) return false;
     if ((polled_.front().revents & POLLIN) != 0) wake_pipe_.clear();
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     for (std::size_t i = 1; i < polled_.size(); ++i)
       if (polled_[i].revents != 0) report(cookies_[i], polled_[i], news);
     return false;
@@ -108,7 +108,7 @@ class PollSource final : public Source {
     polled_.assign(1, pollfd{wake_pipe_.fd(), POLLIN, 0});
     cookies_.assign(1, 0);
     const auto now = Clock::now();
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     for (const auto& [cookie, entry] : entries_) {
       if (entry.ended || (seen(*entry.state) & (events::reset | events::timeout)))
         continue;  // nothing more can come
@@ -121,7 +121,7 @@ class PollSource final : public Source {
     }
   }
 
-  void report(std::uint64_t cookie, const pollfd& polled, std::vector<News>& news) {
+  void report(std::uint64_t cookie, const pollfd& polled, std::vector<News>& news) REQUIRES(mutex_) {
     const auto found = entries_.find(cookie);
     if (found == entries_.end() || found->second.fd != polled.fd) return;
     Entry& entry = found->second;
@@ -159,8 +159,8 @@ class PollSource final : public Source {
 
   const PollStyle style_;
   WakePipe wake_pipe_;
-  std::mutex mutex_;  // entries_
-  std::map<std::uint64_t, Entry> entries_;
+  Mutex mutex_;
+  std::map<std::uint64_t, Entry> entries_ GUARDED_BY(mutex_);
   std::vector<pollfd> polled_;          // the dispatcher's; index 0 is the wake pipe
   std::vector<std::uint64_t> cookies_;  // of polled_
 };

@@ -11,10 +11,10 @@
 #include <atomic>
 #include <cerrno>
 #include <iterator>
-#include <mutex>
 #include <new>
 #include <thread>
 
+#include "base/mutex.h"
 #include "base/signal_text.h"
 #include "core/alarm_record.h"
 #include "core/core.h"
@@ -27,14 +27,19 @@ namespace sockalarm::detail {
 // busy: a lock, but the handler only tries it. missed: the handler came while it was held; set by the
 // handler, taken by the holder after it let go of `busy`. Both sequentially consistent: either the handler's
 // second try finds the lock free, or the holder finds `missed`.
-struct ThreadAlarms {
+struct CAPABILITY("lock of a thread's alarms") ThreadAlarms {
   explicit ThreadAlarms(pid_t thread) noexcept : tid(thread) {}
 
-  bool try_lock() noexcept { return !busy.exchange(true); }
-  void lock() noexcept {
-    while (!try_lock()) std::this_thread::yield();
+  // In the handler.
+  bool try_lock() noexcept TRY_ACQUIRE(true) {
+    if (!busy.exchange(true)) return true;
+    missed.store(true);
+    return !busy.exchange(true);
   }
-  void unlock() noexcept {
+  void lock() noexcept ACQUIRE() {
+    while (busy.exchange(true)) std::this_thread::yield();
+  }
+  void unlock() noexcept RELEASE() {
     busy.store(false);
     if (missed.exchange(false)) ::syscall(SYS_tgkill, ::getpid(), tid, signal.load());
   }
@@ -42,7 +47,7 @@ struct ThreadAlarms {
   const pid_t tid;
   std::atomic<int> signal{0};
   std::atomic<bool> busy{false}, missed{false};
-  AlarmRecord* first = nullptr;  // the holder's
+  AlarmRecord* first GUARDED_BY(this) = nullptr;
 };
 
 struct SigioSaved {
@@ -54,14 +59,12 @@ void SigioSavedDeleter::operator()(SigioSaved* saved) const noexcept { delete sa
 
 namespace {
 
-std::mutex process_mutex;  // the next two
-Sigio* process_one = nullptr;
-int users = 0;
+Mutex process_mutex;
+Sigio* process_one GUARDED_BY(process_mutex) = nullptr;
+int users GUARDED_BY(process_mutex) = 0;
 std::atomic<bool> some_not_released{false};  // then the handlers stay
 struct sigaction previous_io;                // written before our handler is installed
 struct sigaction previous_own;
-
-std::mutex owner_mutex;  // changes of a socket's owner: two threads may arm alarms of one socket
 
 // For the handler, which must not construct anything.
 thread_local ThreadAlarms* my_alarms_now = nullptr;
@@ -126,9 +129,8 @@ bool ends_calls(int number) noexcept {
          theirs.sa_handler != SIG_IGN && (theirs.sa_flags & SA_RESTART) == 0;
 }
 
-// Called with the lock held, in the thread itself. True: one of the signals is to end the call that it
-// interrupts.
-bool serve(ThreadAlarms& alarms) noexcept {
+// In the thread itself. True: one of the signals is to end the call that it interrupts.
+bool serve(ThreadAlarms& alarms) noexcept REQUIRES(alarms) {
   bool ends = false;
   for (AlarmRecord* record = alarms.first; record != nullptr; record = record->next_listed) {
     const int number = record->socket->core->deliver_here(*record);
@@ -164,12 +166,7 @@ void on_signal(int number, siginfo_t* info, void* context) {
   const int saved = errno;
   bool ends = false;
   if (ThreadAlarms* alarms = my_alarms_now; alarms != nullptr) {
-    bool locked = alarms->try_lock();
-    if (!locked) {
-      alarms->missed.store(true);
-      locked = alarms->try_lock();
-    }
-    if (locked) {
+    if (alarms->try_lock()) {
       alarms->missed.store(false);
       ends = serve(*alarms);
       alarms->unlock();
@@ -188,8 +185,7 @@ bool is_ours(int number) noexcept {
          now.sa_sigaction == on_signal;
 }
 
-// The record's mutex is held.
-void unlist(AlarmRecord& record) noexcept {
+void unlist(AlarmRecord& record) noexcept REQUIRES(record.mutex) {
   if (!record.listed_in) return;
   const std::shared_ptr<ThreadAlarms> alarms = std::move(record.listed_in);
   alarms->lock();
@@ -207,7 +203,7 @@ int live_descriptor(const AlarmRecord& record) noexcept {
 
 // What was there before is remembered the first time.
 bool own(Socket& socket, int fd, int signal, pid_t tid) noexcept {
-  const std::lock_guard lock(owner_mutex);
+  const MutexLock lock(Sigio::owner_mutex);
   if (socket.sigio_owner.load() == tid) return true;
   if (!socket.sigio_saved) {
     std::unique_ptr<SigioSaved, SigioSavedDeleter> saved(new (std::nothrow) SigioSaved);
@@ -228,7 +224,7 @@ bool own(Socket& socket, int fd, int signal, pid_t tid) noexcept {
 }  // namespace
 
 Result<std::shared_ptr<Sigio>> Sigio::acquire() {
-  const std::lock_guard lock(process_mutex);
+  const MutexLock lock(process_mutex);
   if (process_one == nullptr) {
     const int signal = free_realtime_signal();
     if (signal == 0)
@@ -239,7 +235,7 @@ Result<std::shared_ptr<Sigio>> Sigio::acquire() {
   }
   ++users;
   return std::shared_ptr<Sigio>(process_one, [](Sigio* one) {
-    const std::lock_guard giving_up(process_mutex);
+    const MutexLock giving_up(process_mutex);
     if (--users > 0 || some_not_released.load()) return;
     one->uninstall();
     process_one = nullptr;
@@ -282,7 +278,7 @@ bool Sigio::enter(AlarmRecord& record) noexcept {
     if (fd < 0 || !own(*record.socket, fd, signal_, tid)) return false;
   }
   if (!make_my_alarms(tid)) return false;
-  const std::lock_guard lock(record.mutex);
+  const MutexLock lock(record.mutex);
   if (record.listed_in == my_alarms.list) return true;
   unlist(record);
   ThreadAlarms& mine = *my_alarms.list;
@@ -296,12 +292,12 @@ bool Sigio::enter(AlarmRecord& record) noexcept {
 }
 
 void Sigio::leave(AlarmRecord& record) noexcept {
-  const std::lock_guard lock(record.mutex);
+  const MutexLock lock(record.mutex);
   unlist(record);
 }
 
 void Sigio::release(Socket& socket) noexcept {
-  const std::lock_guard lock(owner_mutex);
+  const MutexLock lock(owner_mutex);
   if (!socket.sigio_saved) return;
   const int fd = file_identity(socket.registered_fd) == socket.cookie ? socket.registered_fd : -1;
   socket.sigio_owner.store(0);

@@ -6,6 +6,8 @@
 
 #include <memory>
 
+#include "core/core_mutex.h"
+
 namespace sockalarm::detail {
 
 struct AlarmRecord;
@@ -42,7 +44,10 @@ class Sigio {
   // When it returns, no handler looks at the record, nor will. Any thread.
   static void leave(AlarmRecord& record) noexcept;
   // The socket's flags and owner as they were.
-  static void release(Socket& socket) noexcept;
+  static void release(Socket& socket) noexcept REQUIRES(core_mutex);
+
+  // Changes of a socket's owner: two threads may arm alarms of one socket.
+  static inline Mutex owner_mutex;
 
  private:
   Result<void> install();

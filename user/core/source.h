@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "core/core_mutex.h"
 #include "core/socket_look.h"
 
 namespace sockalarm::detail {
@@ -41,8 +42,8 @@ struct SourceStats {
   std::uint64_t delivered = 0;  // alarms whose signal the kernel side sent
 };
 
-// Where events come from. It owns the waiting of the dispatcher thread. add, remove and want are called with
-// the Core's mutex held, by any thread; wait by the dispatcher alone, without it; wake by any thread.
+// Where events come from. It owns the waiting of the dispatcher thread. What is called with the Core's mutex
+// held is called by any thread; wait by the dispatcher alone, without it; wake by any thread.
 class Source {
  public:
   virtual ~Source() = default;
@@ -54,21 +55,21 @@ class Source {
   virtual std::string times() const { return {}; }
 
   // Begins to report the sticky events of the socket behind `fd` and gives it its WatchState.
-  virtual Result<void> add(Socket& socket, int fd) = 0;
-  virtual void remove(Socket& socket) noexcept = 0;
+  virtual Result<void> add(Socket& socket, int fd) REQUIRES(core_mutex) = 0;
+  virtual void remove(Socket& socket) noexcept REQUIRES(core_mutex) = 0;
   // Report readable and urgent too, from now on; of what is so already as well.
-  virtual void want(Socket& socket, Events momentary) = 0;
+  virtual void want(Socket& socket, Events momentary) REQUIRES(core_mutex) = 0;
   // socket.registered_fd was closed, `fd` is another descriptor of the same socket: ask through that from now
   // on.
-  virtual void move(Socket& socket, int fd) = 0;
+  virtual void move(Socket& socket, int fd) REQUIRES(core_mutex) = 0;
   // Report eof of a socket with data pending after the FIN. False: it cannot, the caller must check on a
   // timer.
-  virtual bool watch_reads(Socket&, bool /*on*/) { return false; }
+  virtual bool watch_reads(Socket&, bool /*on*/) REQUIRES(core_mutex) { return false; }
 
   // From now on report `closed` at once, if it can; else the caller's timer finds out.
-  virtual void watch_closing() {}
+  virtual void watch_closing() REQUIRES(core_mutex) {}
   // Has the kernel side left out something since the last call, so that every socket must be asked?
-  virtual bool missed_some() noexcept { return false; }
+  virtual bool missed_some() noexcept REQUIRES(core_mutex) { return false; }
 
   // Whether the kernel side delivers signals by task work; else why not.
   virtual Result<void> delivers() const {

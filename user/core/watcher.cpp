@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <csignal>
-#include <mutex>
 #include <optional>
 
 #include "core/core.h"
@@ -53,8 +52,7 @@ AlarmRecord* WatchHandle::take_record() {
   }
   auto record = socket->core->make_record(socket, fd);
   // The first of several threads that come here at once gives its record to the Watch.
-  static std::mutex giving;
-  const std::lock_guard lock(giving);
+  const MutexLock lock(giving);
   if (!spare_owner) {
     spare_owner = record;
     spare.store(record.get(), std::memory_order_release);
@@ -65,8 +63,7 @@ AlarmRecord* WatchHandle::take_record() {
 }
 
 std::stop_token WatchHandle::stop_token(Events on) {
-  static std::mutex making;  // seldom wanted, so one for all
-  const std::lock_guard lock(making);
+  const MutexLock lock(making);
   if (!stop_state) {
     // Not with the spare record, which it would never give back.
     Core& core = *socket->core;
