@@ -5,8 +5,8 @@
 
 #include <cerrno>
 #include <cstdint>
-#include <mutex>
 
+#include "base/mutex.h"
 #include "base/signal_text.h"
 #include "core/fork.h"
 
@@ -37,9 +37,9 @@ sigset_t only(int number) noexcept {
 }  // namespace
 
 Result<Poker> Poker::acquire() {
-  static std::mutex mutex;
-  static int taken = 0;
-  const std::lock_guard lock(mutex);
+  static Mutex mutex;
+  static int taken GUARDED_BY(mutex) = 0;
+  const MutexLock lock(mutex);
   if (taken != 0 && has_our_handler(taken)) return Poker(taken);
   const int number = free_realtime_signal();
   if (number == 0)

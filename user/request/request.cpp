@@ -116,7 +116,7 @@ Result<bool> Request::wait_readable(int fd, std::chrono::nanoseconds timeout) {
 
 void Request::note_broken_pipe() noexcept {
   if (service_->inert()) return;
-  const std::lock_guard lock(state_->mutex);
+  const MutexLock lock(state_->mutex);
   state_->record.broken_pipe = true;
 }
 

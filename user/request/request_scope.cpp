@@ -21,8 +21,8 @@ std::uint64_t RequestState::begin_shield() {
   bool first = false, some_pending = false;
   std::uint64_t of = 0;
   {
-    std::unique_lock lock(mutex);
-    await_callbacks(lock);  // what was just about to go off does so before the shield
+    MutexLock lock(mutex);
+    await_callbacks();  // what was just about to go off does so before the shield
     of = serial;
     if (!active) return of;
     first = shields++ == 0;
@@ -39,7 +39,7 @@ void RequestState::end_shield(std::uint64_t of) noexcept {
   Sources to_stop;
   Clock::time_point due = kNever;
   {
-    const std::lock_guard lock(mutex);
+    const MutexLock lock(mutex);
     if (of != serial || shields == 0) return;
     --shields;
     if (shields > 0) return;
@@ -60,7 +60,7 @@ void RequestState::release_due(Clock::time_point now, Sources& to_stop) {
   const std::size_t before = record.sounded.size();
   const bool was_stopped = stop.has_value();
   take_due(now, to_stop);
-  const auto held_since = [&](Clock::time_point when) {
+  const auto held_since = [&](Clock::time_point when) REQUIRES(mutex) {
     const auto held = now - std::max(when, shielded_since);
     record.held_back = std::max<std::chrono::nanoseconds>(record.held_back, held);
     return held;
@@ -75,7 +75,7 @@ Result<void> RequestState::arm(const ActionChain& actions, Events on) {
   if (watch == nullptr)
     return fail(Error(Errc::invalid_use, "Request::arm() of a request that was begun without a Watch"));
   {
-    const std::lock_guard lock(mutex);
+    const MutexLock lock(mutex);
     if (!active || shields > 0)
       return fail(Error(Errc::invalid_use, active ? "Request::arm() under a shield: arm before it begins"
                                                   : "Request::arm(): the request has ended"));
@@ -146,10 +146,10 @@ Result<bool> RequestState::wait(int fd, Clock::time_point until) {
   }
   for (;;) {
     {
-      std::unique_lock lock(mutex);
+      MutexLock lock(mutex);
       if (!active) return fail(Error(Errc::invalid_use, "the request has ended"));
       if (shields == 0) {
-        stop_here(lock);
+        stop_here();
         if (auto why = error_of(current_stop())) return fail(std::move(*why));
       }
       waiting = true;
@@ -158,7 +158,7 @@ Result<bool> RequestState::wait(int fd, Clock::time_point until) {
     const int ready = poll_until(entries, fd >= 0 ? 2 : 1, until);
     const int error = errno;
     {
-      const std::lock_guard lock(mutex);
+      const MutexLock lock(mutex);
       waiting = false;  // from here on nothing is written to it
     }
     if (ready > 0 && entries[0].revents != 0) wake_pipe->clear();
@@ -182,9 +182,9 @@ Result<void> RequestState::finish() {
   std::size_t left = 0;
   bool call_open = false, some_pending = false;
   {
-    std::unique_lock lock(mutex);
+    MutexLock lock(mutex);
     if (!active) return {};
-    await_callbacks(lock);
+    await_callbacks();
     active = false;
     ++serial;  // calls and shields that are left find out
     left = record.shields_left = std::exchange(shields, 0);
@@ -203,11 +203,11 @@ Result<void> RequestState::finish() {
     if (left > 0 && has_alarm_signals) ::pthread_sigmask(SIG_UNBLOCK, &blocked_by_shield, nullptr);
     alarms.clear();
   }
-  // From here on the record is this thread's alone, but for those who ask for a copy.
   tell_end(left, call_open);
+  const std::string& path = settled_record().path;
   if (left > 0)
     return fail(Error(Errc::invalid_use, std::to_string(left) + " shield(s) outlived the request " +
-                                             (record.path.empty() ? "" : "for " + record.path) +
+                                             (path.empty() ? "" : "for " + path) +
                                              ": end each one before its request"));
   if (call_open) return fail(Error(Errc::invalid_use, "the request was ended inside one of its calls"));
   return {};
@@ -220,7 +220,7 @@ void RequestState::tell_end(std::size_t shields_left, bool call_open) {
     service.log_error("the handler of a request's limit threw at the end of the request");
   }
   {
-    const std::lock_guard lock(mutex);
+    const MutexLock lock(mutex);
     record.cause = gone();
     record.aborted = static_cast<bool>(record.cause);
     if (record.aborted) {
@@ -233,14 +233,15 @@ void RequestState::tell_end(std::size_t shields_left, bool call_open) {
   cleaned_up = true;
   if (service.policy.on_end) {
     try {
-      service.policy.on_end(record);
+      service.policy.on_end(settled_record());
     } catch (...) {
       service.log_error("Policy::on_end threw");
     }
   }
   if (shields_left > 0)
-    service.log_error(std::to_string(shields_left) + " shield(s) outlived the request " + record.path);
-  if (call_open) service.log_error("a request was ended inside one of its calls: " + record.path);
+    service.log_error(std::to_string(shields_left) + " shield(s) outlived the request " +
+                      settled_record().path);
+  if (call_open) service.log_error("a request was ended inside one of its calls: " + settled_record().path);
 }
 
 // The state is used again: what is left here would be the next request's.
@@ -257,7 +258,7 @@ void RequestState::run_cleanups() {
     cleanups.pop_back();
     ++run;
     try {
-      cleanup(record.aborted);
+      cleanup(settled_record().aborted);
     } catch (const std::exception& error) {
       ++failed;
       service.log_error(std::string("a cleanup of a request threw: ") + error.what());
@@ -266,7 +267,7 @@ void RequestState::run_cleanups() {
       service.log_error("a cleanup of a request threw");
     }
   }
-  const std::lock_guard lock(mutex);
+  const MutexLock lock(mutex);
   record.cleanups_run += run;
   record.cleanups_failed += failed;
 }

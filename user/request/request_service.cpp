@@ -38,7 +38,7 @@ Result<RequestState*> RequestService::take(const Watch* watch, std::string_view 
   if (auto refused = refusal()) return fail(std::move(*refused));
   RequestState* state = nullptr;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (!free_.empty()) {
       state = free_.back();
       free_.pop_back();
@@ -60,7 +60,7 @@ Result<RequestState*> RequestService::take(const Watch* watch, std::string_view 
 
 void RequestService::give_back(RequestState& state) noexcept {
   if (inert()) return;  // another thread of the parent may have held the mutex when we were forked
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   free_.push_back(&state);
 }
 
@@ -76,7 +76,7 @@ std::chrono::nanoseconds RequestService::limit_of(std::string_view path, std::st
 void RequestService::look_at(Clock::time_point when) {
   if (when == kNever) return;
   Dispatcher& dispatcher = core_->dispatcher();
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (planned_by(when)) return;
   planned_.store(when.time_since_epoch().count(), std::memory_order_relaxed);
   dispatcher.cancel_timer(timer_);
@@ -90,7 +90,7 @@ void RequestService::look_at(Clock::time_point when) {
 // `never`, or what was planned since, and asks for an earlier look.
 void RequestService::look() {
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     planned_.store(kNever.time_since_epoch().count(), std::memory_order_relaxed);
   }
   Clock::time_point next = kNever;

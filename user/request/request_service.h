@@ -5,10 +5,10 @@
 
 #include <atomic>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
+#include "base/mutex.h"
 #include "core/dispatcher.h"
 #include "request/poke.h"
 #include "request/request_state.h"
@@ -61,9 +61,9 @@ class RequestService final : public std::enable_shared_from_this<RequestService>
 
   std::atomic<Clock::rep> planned_{kNever.time_since_epoch().count()};  // changed under mutex_
   std::atomic<RequestState*> states_{nullptr};                          // all; only ever prepended to
-  std::mutex mutex_;                                                    // the rest
-  std::vector<RequestState*> free_;
-  Dispatcher::TimerId timer_{};
+  Mutex mutex_;
+  std::vector<RequestState*> free_ GUARDED_BY(mutex_);
+  Dispatcher::TimerId timer_ GUARDED_BY(mutex_){};
 };
 
 }  // namespace sockalarm::detail

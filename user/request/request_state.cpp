@@ -46,7 +46,7 @@ Result<void> RequestState::begin(const Watch* of, std::string_view path) {
   watch = of;
   cleaned_up = false;
   {
-    const std::lock_guard lock(mutex);
+    const MutexLock lock(mutex);
     Record fresh;  // with the memory of the one before
     fresh.path = std::move(record.path);
     fresh.override_matched = std::move(record.override_matched);
@@ -74,7 +74,7 @@ Result<void> RequestState::begin(const Watch* of, std::string_view path) {
     peer_alarm.emplace(std::move(*armed));
     return {};
   }
-  const std::lock_guard lock(mutex);
+  const MutexLock lock(mutex);
   active = false;
   return fail(armed.error());
 }
@@ -89,7 +89,7 @@ Clock::time_point RequestState::gone_since(Clock::time_point now) const noexcept
   return at == Clock::time_point{} ? now : at;
 }
 
-// ---- What is due. All of it under the mutex.
+// ---- What is due.
 
 std::optional<Stop> RequestState::due_stop(Clock::time_point now) const {
   const Events seen = gone();
@@ -179,13 +179,13 @@ const Stop* RequestState::current_stop() const noexcept {
 // ---- The dispatcher.
 
 Clock::time_point RequestState::look(Clock::time_point now) {
-  std::unique_lock lock(mutex);
+  MutexLock lock(mutex);
   if (!active) return kNever;
   if (firing) return now + kFirstPoke;  // the Watch's Watcher is another one, and its dispatcher is at it
   Sources to_stop;
   take_due(now, to_stop);
   // Tokens first: who comes out of a system call finds its token stopped.
-  run_callbacks(lock, to_stop);
+  run_callbacks(to_stop);
   const bool refused = signal_taken;
   if (is_poking() && next_poke <= now) poke(now);
   if (waiting && shields == 0 && current_stop() != nullptr) wake_pipe->wake();
@@ -199,24 +199,25 @@ Clock::time_point RequestState::look(Clock::time_point now) {
   return due;
 }
 
-void RequestState::run_callbacks(std::unique_lock<std::mutex>& lock, Sources& to_stop) {
+void RequestState::run_callbacks(Sources& to_stop) {
   if (to_stop.empty()) return;
   firing = true;
   firing_thread = std::this_thread::get_id();
-  lock.unlock();
-  stop_all(to_stop);
-  lock.lock();
+  {
+    const MutexUnlock unlocked(mutex);
+    stop_all(to_stop);
+  }
   firing = false;
   fired.notify_all();
 }
 
 // The request's thread waits for callbacks that the dispatcher runs. Not from inside one of them.
-void RequestState::await_callbacks(std::unique_lock<std::mutex>& lock) {
+void RequestState::await_callbacks() {
   if (firing && firing_thread == std::this_thread::get_id()) return;
-  fired.wait(lock, [this] { return !firing; });
+  while (firing) fired.wait(mutex);
 }
 
-// Under the mutex, as is the end of a call: so no signal is sent to a thread that has left it.
+// The mutex is held here and at the end of a call: so no signal is sent to a thread that has left it.
 void RequestState::poke(Clock::time_point now) noexcept {
   const bool outstanding = thread->outstanding.load(std::memory_order_relaxed);
   if (!outstanding || now >= lost_at) {
@@ -236,13 +237,12 @@ void RequestState::poke(Clock::time_point now) noexcept {
 // ---- Calls.
 
 // In the request's thread, what is due now. True: some was, and the mutex was let go of meanwhile.
-bool RequestState::stop_here(std::unique_lock<std::mutex>& lock) {
+bool RequestState::stop_here() {
   Sources to_stop;
   take_due(Clock::now(), to_stop);
   if (to_stop.empty()) return false;
-  lock.unlock();
+  const MutexUnlock unlocked(mutex);
   stop_all(to_stop);
-  lock.lock();
   return true;
 }
 
@@ -251,14 +251,14 @@ std::optional<Error> RequestState::enter(CallFrame& frame) {
   PokedThread& here = service.poker.this_thread();
   Clock::time_point due = kNever;
   {
-    std::unique_lock lock(mutex);
+    MutexLock lock(mutex);
     if (!active) return Error(Errc::invalid_use, "the request has ended");
     if (innermost != nullptr && thread != &here)
       return Error(Errc::invalid_use, "call '" + std::string(frame.name_) +
                                           "' while another thread is in call '" +
                                           std::string(innermost->name_) + "': one thread at a time");
     if (shields == 0) {
-      stop_here(lock);
+      stop_here();
       if (innermost == nullptr && sounded && !asked) {
         lock.unlock();
         forgive_request_limit();
@@ -283,7 +283,7 @@ std::optional<Error> RequestState::leave(CallFrame& frame, ValueSlot value) {
   std::optional<Stop> why;
   bool outermost = false;
   {
-    const std::lock_guard lock(mutex);
+    const MutexLock lock(mutex);
     if (frame.serial_ != serial) {  // the request ended inside
       if (frame.outer_ == nullptr) last = std::move(kept);
       return std::nullopt;
@@ -309,12 +309,12 @@ bool RequestState::ask_handler(std::size_t which, ValueSlot value) {
   if (!service.policy.handler) return true;
   Sounded entry;
   {
-    const std::lock_guard lock(mutex);
+    const MutexLock lock(mutex);
     entry = record.sounded[which];
   }
   Sounding sounding(entry, value);
   service.policy.handler(sounding);
-  const std::lock_guard lock(mutex);
+  const MutexLock lock(mutex);
   record.sounded[which].fatal = sounding.fatal;
   return sounding.fatal;
 }
@@ -323,13 +323,13 @@ bool RequestState::ask_handler(std::size_t which, ValueSlot value) {
 bool RequestState::forgive_request_limit() {
   std::size_t which = 0;
   {
-    const std::lock_guard lock(mutex);
+    const MutexLock lock(mutex);
     if (!sounded || std::exchange(asked, true)) return false;
     which = *sounded;
   }
   if (ask_handler(which, {})) return false;
   {
-    const std::lock_guard lock(mutex);
+    const MutexLock lock(mutex);
     stop.reset();
     source.reset();
     deadline = kNever;
@@ -341,7 +341,7 @@ bool RequestState::forgive_request_limit() {
 
 void RequestState::off() noexcept {
   if (service.inert()) return;
-  const std::lock_guard lock(mutex);
+  const MutexLock lock(mutex);
   record.limits_off = true;
   deadline = kNever;
   for (CallFrame* frame = innermost; frame != nullptr; frame = frame->outer_) frame->deadline_ = kNever;
@@ -351,14 +351,14 @@ void RequestState::off() noexcept {
 
 std::optional<Stop> RequestState::stopped() {
   if (service.inert()) return std::nullopt;
-  const std::lock_guard lock(mutex);
+  const MutexLock lock(mutex);
   const Stop* const current = current_stop();
   return current != nullptr ? std::optional<Stop>(*current) : std::nullopt;
 }
 
 std::stop_token RequestState::stop_token() {
   if (service.inert()) return {};
-  std::unique_lock lock(mutex);
+  MutexLock lock(mutex);
   if (!source) source.emplace();
   const std::stop_source mine = *source;
   const bool already = stop.has_value();
@@ -368,8 +368,8 @@ std::stop_token RequestState::stop_token() {
 }
 
 Record RequestState::copy_record() {
-  if (service.inert()) return record;
-  const std::lock_guard lock(mutex);
+  if (service.inert()) return settled_record();
+  const MutexLock lock(mutex);
   return record;
 }
 

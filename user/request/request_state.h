@@ -3,15 +3,14 @@
 
 #include <sockalarm/request.h>
 
-#include <condition_variable>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <stop_token>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "base/mutex.h"
 #include "base/wake_pipe.h"
 #include "request/poke.h"
 
@@ -78,60 +77,62 @@ struct RequestState {
   bool has_alarm_signals = false;
   sigset_t blocked_by_shield{};
 
-  std::mutex mutex;  // the rest
-  std::uint64_t serial = 0;
-  bool active = false;
-  Record record;
-  Clock::time_point deadline = kNever;  // of the request
-  std::optional<Stop> stop;
-  std::optional<std::size_t> sounded;  // its limit: the place in record.sounded
-  bool asked = false;                  // the handler, about that one
-  std::optional<std::stop_source> source;
-  CallFrame* innermost = nullptr;
+  Mutex mutex;
+  std::uint64_t serial GUARDED_BY(mutex) = 0;
+  bool active GUARDED_BY(mutex) = false;
+  Record record GUARDED_BY(mutex);
+  Clock::time_point deadline GUARDED_BY(mutex) = kNever;  // of the request
+  std::optional<Stop> stop GUARDED_BY(mutex);
+  std::optional<std::size_t> sounded GUARDED_BY(mutex);  // its limit: the place in record.sounded
+  bool asked GUARDED_BY(mutex) = false;                  // the handler, about that one
+  std::optional<std::stop_source> source GUARDED_BY(mutex);
+  CallFrame* innermost GUARDED_BY(mutex) = nullptr;
   // Of calls that the request was ended in: until the outermost one has left.
-  std::shared_ptr<RequestService> kept;
-  std::size_t shields = 0;
-  Clock::time_point shielded_since{};
+  std::shared_ptr<RequestService> kept GUARDED_BY(mutex);
+  std::size_t shields GUARDED_BY(mutex) = 0;
+  Clock::time_point shielded_since GUARDED_BY(mutex){};
 
   // Stop callbacks are running, on this thread.
-  bool firing = false;
-  std::thread::id firing_thread;
-  std::condition_variable fired;
+  bool firing GUARDED_BY(mutex) = false;
+  std::thread::id firing_thread GUARDED_BY(mutex);
+  ConditionVariable fired;
 
-  PokedThread* thread = nullptr;  // while a call is under way
-  Clock::time_point next_poke = kNever;
-  Clock::duration poke_interval{};
-  Clock::time_point lost_at{};  // when one that is outstanding counts as lost
-  Clock::duration lost_after{};
-  bool poked = false;         // since the thread last took what was pending
-  bool signal_taken = false;  // by the program: it cannot be poked
+  PokedThread* thread GUARDED_BY(mutex) = nullptr;  // while a call is under way
+  Clock::time_point next_poke GUARDED_BY(mutex) = kNever;
+  Clock::duration poke_interval GUARDED_BY(mutex){};
+  Clock::time_point lost_at GUARDED_BY(mutex){};  // when one that is outstanding counts as lost
+  Clock::duration lost_after GUARDED_BY(mutex){};
+  bool poked GUARDED_BY(mutex) = false;         // since the thread last took what was pending
+  bool signal_taken GUARDED_BY(mutex) = false;  // by the program: it cannot be poked
 
-  bool waiting = false;  // in wait()
-  std::optional<WakePipe> wake_pipe;
+  bool waiting GUARDED_BY(mutex) = false;  // in wait()
+  std::optional<WakePipe> wake_pipe;       // used by the dispatcher while `waiting`
 
  private:
   using Sources = std::vector<std::stop_source>;
-  // With the mutex held:
-  void take_due(Clock::time_point now, Sources& to_stop);
-  std::optional<Stop> due_stop(Clock::time_point now) const;
-  const Stop* stop_frames(CallFrame* frame, Clock::time_point now, Sources& to_stop);
-  std::size_t note_sounded(const Stop& stop);
-  bool is_poking() const noexcept;
-  Clock::time_point next_due() const noexcept;
-  const Stop* current_stop() const noexcept;
-  void await_callbacks(std::unique_lock<std::mutex>& lock);
-  void run_callbacks(std::unique_lock<std::mutex>& lock, Sources& to_stop);
-  bool stop_here(std::unique_lock<std::mutex>& lock);
-  void release_due(Clock::time_point now, Sources& to_stop);
-  void poke(Clock::time_point now) noexcept;
+  void take_due(Clock::time_point now, Sources& to_stop) REQUIRES(mutex);
+  std::optional<Stop> due_stop(Clock::time_point now) const REQUIRES(mutex);
+  const Stop* stop_frames(CallFrame* frame, Clock::time_point now, Sources& to_stop) REQUIRES(mutex);
+  std::size_t note_sounded(const Stop& stop) REQUIRES(mutex);
+  bool is_poking() const noexcept REQUIRES(mutex);
+  Clock::time_point next_due() const noexcept REQUIRES(mutex);
+  const Stop* current_stop() const noexcept REQUIRES(mutex);
+  void release_due(Clock::time_point now, Sources& to_stop) REQUIRES(mutex);
+  void poke(Clock::time_point now) noexcept REQUIRES(mutex);
+  // These let go of it meanwhile.
+  void await_callbacks() REQUIRES(mutex);
+  void run_callbacks(Sources& to_stop) REQUIRES(mutex);
+  bool stop_here() REQUIRES(mutex);
 
-  // Without it:
-  bool ask_handler(std::size_t which, ValueSlot value);
-  bool forgive_request_limit();
-  void tell_end(std::size_t shields_left, bool call_open);
+  // The record, where nobody writes it but the calling thread: that of a request which has ended, or the only
+  // one of a forked child.
+  const Record& settled_record() const NO_THREAD_SAFETY_ANALYSIS { return record; }
+  bool ask_handler(std::size_t which, ValueSlot value) EXCLUDES(mutex);
+  bool forgive_request_limit() EXCLUDES(mutex);
+  void tell_end(std::size_t shields_left, bool call_open) EXCLUDES(mutex);
   void hold_alarms() noexcept;
   void resume_alarms() noexcept;
-  void run_cleanups();
+  void run_cleanups() EXCLUDES(mutex);
 };
 
 std::optional<Error> error_of(const Stop* stop);
