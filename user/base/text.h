@@ -19,6 +19,7 @@ inline std::string_view trim(std::string_view text) noexcept {
 template <class T>
 std::optional<T> parse_number(std::string_view text) noexcept {
   T value{};
+  // cppcheck-suppress invalidLifetime; what is returned is a number, which refers to nothing
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (text.empty() || error != std::errc{} || end != text.data() + text.size()) return std::nullopt;
   return value;

@@ -106,14 +106,19 @@ std::string link_target(const std::filesystem::path& link) {
   return std::filesystem::read_symlink(link, ignored).string();
 }
 
+UniqueFd open_pidfd([[maybe_unused]] pid_t pid) {
+#if SOCKALARM_LINUX
+  return UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+#else
+  return UniqueFd();
+#endif
+}
+
 // Sockets of other processes tell nothing through /proc; a copy of the descriptor does.
 class OtherProcess {
  public:
-  explicit OtherProcess(pid_t pid) : directory_("/proc/" + std::to_string(pid) + "/fd") {
-#if SOCKALARM_LINUX
-    pidfd_ = UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
-#endif
-  }
+  explicit OtherProcess(pid_t pid)
+      : directory_("/proc/" + std::to_string(pid) + "/fd"), pidfd_(open_pidfd(pid)) {}
 
   Result<std::vector<DescriptorInfo>> table() const {
     std::error_code failed;

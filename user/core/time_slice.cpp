@@ -18,7 +18,8 @@ namespace detail {
 #if SOCKALARM_LINUX
 namespace {
 
-using namespace std::chrono_literals;
+constexpr std::chrono::microseconds kShortest{100};
+constexpr std::chrono::milliseconds kLongest{100};
 
 // sched_setattr(2), the first version of the structure (SCHED_ATTR_SIZE_VER0): glibc has none before 2.41.
 struct SchedulingAttributes {
@@ -44,7 +45,7 @@ Result<SchedulingAttributes> attributes() {
 }  // namespace
 
 Result<void> set_time_slice(std::chrono::nanoseconds slice, Heirs heirs) {
-  if (slice != 0ns && (slice < 100us || slice > 100ms))
+  if (slice.count() != 0 && (slice < kShortest || slice > kLongest))
     return fail(Error(Errc::invalid_options, "a time slice of " + std::to_string(slice.count()) +
                                                  " ns: the kernel knows 100 us to 100 ms, or 0"));
   auto wanted = attributes();
@@ -59,7 +60,7 @@ Result<void> set_time_slice(std::chrono::nanoseconds slice, Heirs heirs) {
   if (::syscall(SYS_sched_setattr, 0, &*wanted, 0) != 0)
     return fail(Error(Errc::unsupported, Error::from_errno(errno, "sched_setattr()").message()));
   const auto now = attributes();
-  if (now && (slice == 0ns || now->runtime == wanted->runtime)) return {};
+  if (now && (slice.count() == 0 || now->runtime == wanted->runtime)) return {};
   return fail(Error(Errc::unsupported, "this kernel has no time slices of a thread's own (Linux 6.12 has)"));
 }
 #else

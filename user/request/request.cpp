@@ -10,10 +10,8 @@ namespace detail {
 
 CallFrame::CallFrame(RequestState& state, std::string_view name,
                      std::optional<std::chrono::nanoseconds> limit)
-    : state_(state), name_(name) {
-  const std::chrono::nanoseconds by_policy = state.service.policy.call_limit;
-  limit_ = limit.value_or(by_policy);
-  if (!limit && by_policy.count() == 0)
+    : state_(state), name_(name), limit_(limit.value_or(state.service.policy.call_limit)) {
+  if (!limit && limit_.count() == 0)
     refused_.emplace(Errc::invalid_policy, "call '" + std::string(name) +
                                                "' has no limit and the policy has no call_limit: give one");
   else if (limit_.count() < 0)
