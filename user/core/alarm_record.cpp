@@ -103,10 +103,14 @@ bool AlarmRecord::runs_here() noexcept {
   return phase.load() == Phase::running && runner == std::this_thread::get_id();
 }
 
-bool AlarmRecord::ended_by_cancel() noexcept {
-  if (!cancel_requested) return false;
+void AlarmRecord::mark_ended() noexcept {
   phase.store(Phase::ended);
   ended.notify_all();
+}
+
+bool AlarmRecord::ended_by_cancel() noexcept {
+  if (!cancel_requested) return false;
+  mark_ended();
   return true;
 }
 
@@ -114,15 +118,13 @@ void AlarmRecord::end(bool all_run) noexcept {
   const MutexLock lock(mutex);
   if (all_run) current.store(static_cast<int>(chain.size()));
   complete.store(all_run);
-  phase.store(Phase::ended);
-  ended.notify_all();
+  mark_ended();
 }
 
 void AlarmRecord::cut_short() noexcept {
   const MutexLock lock(mutex);
   if (!load().has_fired() || phase.load() == Phase::running || done_directly()) return;
-  phase.store(Phase::ended);
-  ended.notify_all();
+  mark_ended();
 }
 
 }  // namespace sockalarm::detail

@@ -97,6 +97,7 @@ struct AlarmRecord : std::enable_shared_from_this<AlarmRecord> {
   bool runs_here() noexcept REQUIRES(mutex);  // the action that runs is the caller
   void end(bool complete) noexcept;
   void cut_short() noexcept;  // the dispatcher is gone
+  void mark_ended() noexcept REQUIRES(mutex);
 
   Mutex mutex;
   ConditionVariable ended;                   // phase became `ended`

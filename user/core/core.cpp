@@ -415,8 +415,7 @@ Cancelled Core::cancel(AlarmRecord& record, bool wait) noexcept {
       if (wait && !record.runs_here() && !(sending && dispatcher_.on_this_thread()))
         while (record.phase.load() != AlarmRecord::Phase::ended) record.ended.wait(record.mutex);
     } else {
-      record.phase.store(AlarmRecord::Phase::ended);
-      record.ended.notify_all();
+      record.mark_ended();
     }
     lock.unlock();
     dispatcher_.cancel_timer(resume);
