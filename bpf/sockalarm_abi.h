@@ -166,7 +166,7 @@ struct sockalarm_late_wake {
 
 /* Constants of the programs, set before they are loaded. */
 struct sockalarm_settings {
-  sockalarm_u8 without_timers; /* the verifier refuses them under PREEMPT_RT (6.1: EACCES, 6.12: EOPNOTSUPP) */
+  sockalarm_u8 without_timers; /* the verifier refuses them under PREEMPT_RT (EACCES or EOPNOTSUPP) */
 };
 
 /* What the program introduce_thread answers: ids in the initial pid namespace. */
