@@ -160,7 +160,7 @@ class Watching {
       left_out += *watched ? 0 : 1;
     }
     if (left_out == all) return complain(usage("none of the connections can be watched"));
-    MutexLock lock(mutex_);
+    const MutexLock lock(mutex_);
     while (missing_ != 0 && write_failed_ == 0) changed_.wait(mutex_);
     if (write_failed_ != 0) return complain(Error::from_errno(write_failed_, "writing to stdout"));
     return left_out == 0 ? 0 : kExitLeftOut;

@@ -21,7 +21,7 @@ std::uint64_t RequestState::begin_shield() {
   bool first = false, some_pending = false;
   std::uint64_t of = 0;
   {
-    MutexLock lock(mutex);
+    const MutexLock lock(mutex);
     await_callbacks();  // what was just about to go off does so before the shield
     of = serial;
     if (!active) return of;
@@ -146,7 +146,7 @@ Result<bool> RequestState::wait(int fd, Clock::time_point until) {
   }
   for (;;) {
     {
-      MutexLock lock(mutex);
+      const MutexLock lock(mutex);
       if (!active) return fail(Error(Errc::invalid_use, "the request has ended"));
       if (shields == 0) {
         stop_here();
@@ -182,7 +182,7 @@ Result<void> RequestState::finish() {
   std::size_t left = 0;
   bool call_open = false, some_pending = false;
   {
-    MutexLock lock(mutex);
+    const MutexLock lock(mutex);
     if (!active) return {};
     await_callbacks();
     active = false;
