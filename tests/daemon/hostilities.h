@@ -41,6 +41,17 @@ class SharedCount {
 // Once: made by the hostile process, then called without end.
 using Hostile = std::function<std::function<void()>(const DaemonHome&)>;
 
+// The daemon may still be giving back what earlier processes of this user had, and refuse more until then.
+inline RawClient admitted(const DaemonHome& home, std::uint32_t slots = 64) {
+  std::optional<RawClient> client;
+  require(eventually([&] {
+            client.emplace(home.socket());
+            return client->greet(slots).has_value();
+          }),
+          "greet");
+  return std::move(*client);
+}
+
 inline std::vector<std::byte> random_frame(std::mt19937& random) {
   std::vector<std::byte> frame(random() % 300);
   for (std::byte& one : frame) one = static_cast<std::byte>(random());
@@ -70,8 +81,7 @@ inline std::function<void()> wrong_versions(const DaemonHome& home) {
 }
 
 inline std::function<void()> no_descriptor(const DaemonHome& home) {
-  auto client = std::make_shared<RawClient>(home.socket());
-  require(client->greet().has_value(), "greet");
+  auto client = std::make_shared<RawClient>(admitted(home));
   return [client] { require(client->watch(-1, 1, 0) == EBADF, "no descriptor"); };
 }
 
@@ -96,8 +106,7 @@ inline std::function<void()> wrong_descriptors(const DaemonHome& home) {
     UniqueFd file{::open("/proc/self/status", O_RDONLY | O_CLOEXEC)};
     std::size_t next = 0;
   };
-  auto all = std::make_shared<All>(All{.client = RawClient(home.socket())});
-  require(all->client.greet().has_value(), "greet");
+  auto all = std::make_shared<All>(All{.client = admitted(home)});
   return [all] {
     const std::array fds = {all->listener.fd.get(), all->local.ours.get(), all->udp.get(), all->file.get()};
     require(all->client.watch(fds[all->next++ % fds.size()], 1, 1) > 0, "a wrong descriptor");
@@ -113,8 +122,7 @@ inline Hostile anothers_socket(const DaemonHome& home) {
   auto roots = std::make_shared<Roots>(Roots{.watcher = RawClient(home.socket())});
   require(roots->watcher.greet() && roots->watcher.watch(roots->watched.ours.get(), 1) == 0, "greet");
   return [roots](const DaemonHome& where) {
-    auto client = std::make_shared<RawClient>(where.socket());
-    require(client->greet().has_value(), "greet");
+    auto client = std::make_shared<RawClient>(admitted(where));
     return [roots, client] {
       require(client->watch(roots->free.ours.get(), 1) == 0, "another user's socket");
       client->send(ipc::Unwatch{{ipc::Kind::unwatch, 0}, cookie_of(roots->free.ours.get())});
@@ -125,8 +133,7 @@ inline Hostile anothers_socket(const DaemonHome& home) {
 
 // In its table and its ring, while the peers of what it watches leave.
 inline std::function<void()> garbage(const DaemonHome& home) {
-  auto client = std::make_shared<RawClient>(home.socket());
-  require(client->greet().has_value(), "greet");
+  auto client = std::make_shared<RawClient>(admitted(home));
   auto* const table = static_cast<std::uint64_t*>(
       ::mmap(nullptr, 64 * 64, PROT_READ | PROT_WRITE, MAP_SHARED, client->table(), 0));
   auto* const consumer = static_cast<std::uint64_t*>(
@@ -168,14 +175,12 @@ inline std::function<void()> never_reading(const DaemonHome& home) {
 inline std::function<void()> exhausting(const DaemonHome& home) {
   return [&home] {
     std::vector<RawClient> clients;
-    std::optional<RawClient> first;
-    do first.emplace(home.socket());
-    while (!first->greet(512));  // what it had before is still being given back
+    RawClient first = admitted(home, 512);
     do clients.emplace_back(home.socket());
     while (clients.back().greet(65'536) && clients.size() < 1000);
     std::vector<Connection> connections;
     do connections.push_back(tcp_pair());
-    while (first->watch(connections.back().ours.get(), static_cast<std::uint32_t>(connections.size())) == 0 &&
+    while (first.watch(connections.back().ours.get(), static_cast<std::uint32_t>(connections.size())) == 0 &&
            connections.size() < 500);
     std::vector<RawClient> silent;
     do silent.emplace_back(home.socket());
