@@ -14,6 +14,9 @@ Debian's kernels in QEMU's software emulation; *native* is the kernel of the mac
 """
 
 FEATURES = """
+The privileged tests passed on Debian's realtime kernels (6.1-rt, 6.12-rt; PREEMPT_RT), with the kernel source and the
+dispatcher, and on 6.12 locked down (`vmtests/run 6.12+lockdown`, kernel_lockdown(7)).
+
 What a *no* means and what to do about it, `sockalarm doctor` says on your machine. Without the kernel source everything
 works by epoll, with the same meaning ([sources.md](sources.md)); without task work the dispatcher sends signals, or
 signal-driven I/O does ([delivery.md](delivery.md)).

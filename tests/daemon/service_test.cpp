@@ -146,6 +146,14 @@ TEST_F(ServiceTest, RefusesALevelThatIsNone) {
               testing::HasSubstr("line 1: log_level must be one of trace"));
 }
 
+// Where no BPF file system is mounted.
+TEST_F(ServiceTest, RefusesADirectoryThatIsOnAnotherFileSystem) {
+  ASSERT_EQ(::umount2(std::filesystem::path(home_.bpffs()).parent_path().c_str(), MNT_DETACH), 0);
+  testing::internal::CaptureStderr();
+  EXPECT_THROW(DaemonProcess{home_}, std::runtime_error);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), testing::HasSubstr("is not on a BPF file system"));
+}
+
 // What it loaded with is dropped: CAP_PERFMON and CAP_BPF stay (linux/capability.h: 38 and 39).
 TEST_F(ServiceTest, KeepsOnlyTheCapabilitiesThatItNeeds) {
   const DaemonProcess daemon(home_);

@@ -2,6 +2,7 @@
 #include <mysql.h>
 #include <mysqld_error.h>
 #include <sockalarm/mariadb.h>
+#include <sys/un.h>
 
 #include <optional>
 #include <sstream>
@@ -40,8 +41,7 @@ class MariadbServer {
     process_.emplace(folder_, "mariadbd",
                      server({"--socket=" + socket_path(), "--port=" + port_, "--bind-address=127.0.0.1",
                              "--pid-file=" + (folder_ / "pid"), "--max-connections=260"}));
-    if (!eventually([&] { return process_->ended() || std::filesystem::exists(socket_path()); }) ||
-        process_->ended())
+    if (!eventually([&] { return process_->ended() || listens(); }) || process_->ended())
       throw std::runtime_error("mariadbd did not start: " + folder_.read("mariadbd.log"));
   }
   ~MariadbServer() { process_->stop(SIGTERM); }
@@ -53,6 +53,15 @@ class MariadbServer {
   const ServerProcess& process() const { return *process_; }
 
  private:
+  // The socket is there a moment before the server listens.
+  bool listens() const {
+    const UniqueFd client(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    socket_path().copy(address.sun_path, sizeof address.sun_path - 1);
+    return ::connect(client.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
+  }
+
   const ServerFolder folder_;
   const std::string port_;
   std::optional<ServerProcess> process_;

@@ -77,18 +77,27 @@ TEST(PrivilegesTest, WithoutNetAdminTheKernelSourceWorksByTheOtherHook) {
   }));
 }
 
+// Without that capability and all that imply it.
+bool epoll_serves_without(int capability, const std::string& name) {
+  capng_get_caps_process();
+  for (const int dropped : {capability, CAP_SYS_ADMIN})
+    capng_update(CAPNG_DROP, static_cast<capng_type_t>(CAPNG_EFFECTIVE | CAPNG_PERMITTED),
+                 static_cast<unsigned>(dropped));
+  capng_apply(CAPNG_SELECT_CAPS);
+  const auto forced = make_watcher(SourceKind::kernel);
+  const auto chosen = make_watcher(SourceKind::automatic);
+  return check(!forced, "refused") &&
+         check(forced.error().message().find("lacks " + name + " (") != std::string::npos,
+               forced.error().message()) &&
+         check(chosen.has_value(), "another serves") && fires(*chosen, SourceKind::epoll);
+}
+
 TEST(PrivilegesTest, WithoutBpfTheMissingCapabilityIsNamed) {
-  EXPECT_TRUE(in_child([] {
-    capng_get_caps_process();
-    for (const int dropped : {CAP_BPF, CAP_SYS_ADMIN})
-      capng_update(CAPNG_DROP, static_cast<capng_type_t>(CAPNG_EFFECTIVE | CAPNG_PERMITTED),
-                   static_cast<unsigned>(dropped));
-    capng_apply(CAPNG_SELECT_CAPS);
-    const auto watcher = make_watcher(SourceKind::kernel);
-    return check(!watcher, "refused") &&
-           check(watcher.error().message().find("lacks CAP_BPF (") != std::string::npos,
-                 watcher.error().message());
-  }));
+  EXPECT_TRUE(in_child([] { return epoll_serves_without(CAP_BPF, "CAP_BPF"); }));
+}
+
+TEST(PrivilegesTest, WithoutPerfmonTheMissingCapabilityIsNamed) {
+  EXPECT_TRUE(in_child([] { return epoll_serves_without(CAP_PERFMON, "CAP_PERFMON"); }));
 }
 
 // libbpf's print function is one for all threads.

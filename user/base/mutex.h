@@ -82,8 +82,12 @@ class ConditionVariable {
  public:
   void wait(Mutex& mutex) REQUIRES(mutex) {
     std::unique_lock<std::mutex> held(mutex.native_, std::adopt_lock);
+    // The caller's scope unlocks, also if the thread is cancelled meanwhile, which unwinds it.
+    const struct Release {
+      std::unique_lock<std::mutex>& held;
+      ~Release() { held.release(); }
+    } release{held};
     native_.wait(held);
-    held.release();
   }
   void notify_one() noexcept { native_.notify_one(); }
   void notify_all() noexcept { native_.notify_all(); }

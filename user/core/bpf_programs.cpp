@@ -2,6 +2,7 @@
 #include "core/bpf_programs.h"
 
 #include <bpf/bpf.h>
+#include <bpf/btf.h>
 #include <bpf/libbpf.h>
 #include <cap-ng.h>
 #include <elf.h>
@@ -269,12 +270,34 @@ bool is_realtime_kernel() {
          std::string_view(system.version).find("PREEMPT_RT") != std::string_view::npos;
 }
 
+Result<void> check_ring_lock(const btf* kernel) {
+  const int ring = btf__find_by_name_kind(kernel, "bpf_ringbuf", BTF_KIND_STRUCT);
+  const btf_type* const type = ring > 0 ? btf__type_by_id(kernel, static_cast<__u32>(ring)) : nullptr;
+  for (unsigned i = 0; type != nullptr && i < btf_vlen(type); ++i) {
+    const btf_member& member = btf_members(type)[i];
+    if (std::string_view(btf__name_by_offset(kernel, member.name_off)) != "spinlock") continue;
+    const btf_type* const lock = btf__type_by_id(kernel, member.type);
+    if (std::string_view(btf__name_by_offset(kernel, lock->name_off)) == "raw_spinlock_t") return {};
+  }
+  return fail(
+      Error(Errc::unsupported,
+            "this realtime kernel's BPF rings take a lock that sleeps (CVE-2024-50138); Linux 6.12 or "
+            "newer, or a stable kernel with that fixed"));
+}
+
+Result<void> check_realtime() {
+  if (!is_realtime_kernel()) return {};
+  const std::unique_ptr<btf, decltype(&btf__free)> kernel(btf__load_vmlinux_btf(), &btf__free);
+  if (!kernel) return fail(Error::from_errno(errno, "reading this kernel's type information"));
+  return check_ring_lock(kernel.get());
+}
+
 namespace {
 
 // The constants of the programs, which the verifier knows once they are loaded.
-void set_constants(const bpf_object* object, const sockalarm_settings& settings) {
+int set_constants(const bpf_object* object, const sockalarm_settings& settings) {
   bpf_map* const map = bpf_object__find_map_by_name(object, ".rodata.settings");
-  if (map != nullptr) bpf_map__set_initial_value(map, &settings, sizeof settings);
+  return map == nullptr ? ENOENT : -bpf_map__set_initial_value(map, &settings, sizeof settings);
 }
 
 }  // namespace
@@ -288,6 +311,7 @@ Result<void> BpfPrograms::try_load(Sizes sizes, const KernelBtf& btf, bool direc
   if (!btf.has_tracepoint("inet_sock_set_state"))
     return fail(
         Error(Errc::unsupported, "this kernel has no tracepoint inet_sock_set_state (Linux >= 4.16)"));
+  if (auto ok = check_realtime(); !ok) return ok;
   const bool reports_errors = btf.has_tracepoint("inet_sk_error_report");
   if (direct && !has_task_work(btf)) {
     no_task_work_ = Error(Errc::unsupported,
@@ -296,7 +320,8 @@ Result<void> BpfPrograms::try_load(Sizes sizes, const KernelBtf& btf, bool direc
   }
   object_.reset(open_object(direct));
   if (!object_) return fail(explain(errno, "opening the BPF object", messages.last()));
-  set_constants(object_.get(), {.without_timers = is_realtime_kernel()});
+  if (const int failed = set_constants(object_.get(), {.without_timers = is_realtime_kernel()}); failed != 0)
+    return fail(explain(failed, "setting the constants of the BPF object", messages.last()));
   autoload("on_set_state", true);
   autoload("on_error_report", reports_errors);
   autoload("on_destroy", btf.has_tracepoint("tcp_destroy_sock") && !(with_release && release_suffices()));

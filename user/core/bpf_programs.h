@@ -15,6 +15,7 @@
 
 #include "core/session_memory.h"
 
+struct btf;
 struct bpf_link;
 struct bpf_map;
 struct bpf_object;
@@ -64,6 +65,12 @@ Result<Link> attach_release(const bpf_program* program);
 bool release_suffices();
 // CONFIG_PREEMPT_RT, which is part of the version since 5.4 (init/version.c's UTS_VERSION).
 bool is_realtime_kernel();
+// Whether programs on tracepoints, which must not sleep, may write into rings under PREEMPT_RT, where a
+// spinlock_t sleeps: the ring's is a raw one since 6.12 (CVE-2024-50138), and in stable kernels with that
+// change.
+Result<void> check_ring_lock(const btf* kernel);
+// Not a realtime kernel, or one that passes that check.
+Result<void> check_realtime();
 
 // Of the instructions and constants that come with this library. Another build has the same unless its
 // programs do something else.

@@ -103,6 +103,7 @@ Result<void> ObserverPrograms::try_load(const Options& options, const Filter& fi
   const detail::KernelBtf btf;
   if (btf.error() != 0)
     return fail(Error::from_errno(btf.error(), "this kernel's type information (CONFIG_DEBUG_INFO_BTF)"));
+  if (auto ok = detail::check_realtime(); !ok) return ok;
   auto opened = detail::run_quietly("opening the BPF object", [&] {
     skeleton_.reset(observe_bpf__open());
     return skeleton_ ? 0 : -errno;
