@@ -135,7 +135,6 @@ struct {
 
 const volatile __u64 wake_after_ns = 0;  // 0: no timer, which the verifier refuses under PREEMPT_RT
 const volatile __u8 has_release = 0;     // on_release is attached
-const volatile __u8 has_reads = 0;       // on_read is
 
 static const struct sockalarm_observe_metrics no_metrics = {};
 
@@ -292,7 +291,6 @@ static __always_inline __u32 unread_of(const struct tcp_sock* tp, __u32 fin) {
 static __always_inline int is_in_progress(const struct tcp_sock* tp, const struct connection* c, __u32 fin) {
   if (unread_of(tp, fin) || tp->write_seq != tp->snd_una) return 1;
   if (c->has_read) return c->written_when_read == tp->write_seq;
-  if (has_reads && c->established_at) return 0;  // nothing was ever read
   if (tp->bytes_received <= fin) return 0;
   return after(tp->inet_conn.icsk_ack.lrcvtime, tp->lsndtime) || tp->rcv_wup != tp->rcv_nxt - fin;
 }

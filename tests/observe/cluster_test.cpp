@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A cluster of three brokers that are killed and started again at random, while five hosts write. By hand
-// with more: SOCKALARM_CLUSTER_EVENTS=1000000 build/tests/integration/observe_tests --gtest_filter=Cluster.*
+// with more: SOCKALARM_CLUSTER_EVENTS=1000000 build/tests/observe/observe_cluster_test
 #include <cstdlib>
 #include <fstream>
 #include <random>

@@ -40,7 +40,7 @@ TEST(Schema, HoldsForEveryKindOfEnd) {
 TEST(Schema, RefusesWhatIsWrong) {
   std::string line = to_json(test::sample_host(), test::sample_end(1));
   line.replace(line.find("peer_reset"), 10, "no_such_as");
-  EXPECT_EQ(exit_of_validator(line + "\n"), 1);
+  EXPECT_EQ(exit_of_validator(line + "\n"), 3);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""validate.py SCHEMA < LINES: exits 1 where a line is not what the schema says, or there is a field it does not know."""
+"""validate.py SCHEMA < LINES: exits 3 where a line is not what the schema says, or there is a field it does not know."""
 import json
 import sys
 
@@ -15,4 +15,4 @@ wrong = [f"{error.json_path}: {error.message}" for line in lines for error in st
 if not lines:
     wrong.append("no line came")
 print("\n".join(wrong[:20]) or f"{len(lines)} lines are valid")
-sys.exit(1 if wrong else 0)
+sys.exit(3 if wrong else 0)

@@ -276,8 +276,8 @@ TEST(ObserveCauses, NeverAccepted) {
     leaver = connect_from(listener, 2);
     waiter = connect_from(listener, 2);
   });
+  await_unacknowledged(listener.fd.get(), 2);
   leaver.reset();
-  await_readable(listener.fd.get());
   listener.fd.reset();  // resets both
   waiter.reset();
   int inbound = 0;

@@ -162,18 +162,24 @@ inline std::string receive(int fd, std::size_t bytes) {
   return text;
 }
 
+// Until the peer's system has acknowledged all that was sent; of a listener: until so many connections wait
+// (tcp(7), TCP_INFO).
+inline void await_unacknowledged(int fd, std::uint32_t count) {
+  EXPECT_TRUE(eventually([&] {
+    tcp_info info{};
+    socklen_t length = sizeof info;
+    ::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length);
+    return info.tcpi_unacked == count;
+  }));
+}
+
 // A request that was read and answered, the answer read and acknowledged.
 inline void exchange(const Connection& connection) {
   send_text(connection.peer.get(), "request");
   receive(connection.ours.get(), 7);
   send_text(connection.ours.get(), "answer");
   receive(connection.peer.get(), 6);
-  EXPECT_TRUE(eventually([&] {
-    tcp_info info{};
-    socklen_t length = sizeof info;
-    ::getsockopt(connection.ours.get(), IPPROTO_TCP, TCP_INFO, &info, &length);
-    return info.tcpi_unacked == 0;
-  }));
+  await_unacknowledged(connection.ours.get(), 0);
 }
 
 // Until a FIN, reset or error has arrived there.

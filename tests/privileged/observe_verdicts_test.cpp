@@ -71,6 +71,7 @@ TEST(ObserveVerdicts, AbandonedByResetWithTheRequestUnreadOrReadOrTheAnswerUnder
   ask(connection, true);
   send_text(connection.ours.get(), "answer");
   await_readable(connection.peer.get());
+  await_unacknowledged(connection.ours.get(), 0);
   connection.peer.reset();  // by a reset, since it did not read the answer, which it had acknowledged
   await_departure(connection.ours.get());
   connection.ours.reset();

@@ -124,7 +124,6 @@ Result<void> ObserverPrograms::try_load(const Options& options, const Filter& fi
   }
   bpf_program__set_autoload(skeleton_->progs.observe_release, with_release);
   skeleton_->rodata->has_release = with_release ? 1 : 0;
-  skeleton_->rodata->has_reads = reads ? 1 : 0;
   const bool has_timers = !detail::is_realtime_kernel();
   if (!has_timers)
     limits_.emplace_back("each record may wake the reader: a realtime kernel has no timers for programs");

@@ -278,7 +278,7 @@ TEST(Spool, AFullDiskIsCountedAndHarmsNothingThatWasTaken) {
 TEST(Spool, WhatWasConfirmedIsThereAfterAKill) {
   std::mt19937 random(20240229);
   Scene scene;
-  scene.options.max_bytes = 64 << 20;
+  scene.options.max_bytes = std::uint64_t{1} << 40;  // nothing is to be dropped
   std::uint64_t confirmed = 0;
   for (int round = 0; round < 20; ++round) {
     int ends[2];
