@@ -25,7 +25,7 @@
 char LICENSE[] SEC("license") = "GPL";
 
 // In slab's 256 bytes together with the kernel's own header (struct bpf_local_storage_elem). Each member is
-// written under the socket's lock, but those of `released`, by on_release alone.
+// written under the socket's lock, but what observe_release notes.
 struct connection {
   __u64 established_at;
   __u64 departed_at;  // the peer
@@ -134,7 +134,7 @@ struct {
 } sequence __attribute__((aligned(64))) = {};
 
 const volatile __u64 wake_after_ns = 0;  // 0: no timer, which the verifier refuses under PREEMPT_RT
-const volatile __u8 has_release = 0;     // on_release is attached
+const volatile __u8 has_release = 0;     // observe_release is attached
 
 static const struct sockalarm_observe_metrics no_metrics = {};
 
@@ -285,9 +285,9 @@ static __always_inline __u32 unread_of(const struct tcp_sock* tp, __u32 fin) {
 }
 
 // Was the program at work for the peer? Unread data; something written that was not acknowledged; or
-// something was read and nothing written since. The last is exact if on_read saw it. Else by the kernel's
-// times, which are in jiffies (1 to 10 ms): what came in and went out in the same one counts as answered,
-// unless nothing at all was sent since.
+// something was read and nothing written since. The last is exact if observe_read saw it. Else by the
+// kernel's times, which are in jiffies (1 to 10 ms): what came in and went out in the same one counts as
+// answered, unless nothing at all was sent since.
 static __always_inline int is_in_progress(const struct tcp_sock* tp, const struct connection* c, __u32 fin) {
   if (unread_of(tp, fin) || tp->write_seq != tp->snd_una) return 1;
   if (c->has_read) return c->written_when_read == tp->write_seq;

@@ -7,6 +7,7 @@
 #include <exception>
 #include <string>
 
+#include "base/blocked_signals.h"
 #include "core/action_impl.h"
 #include "core/alarm_record.h"
 #include "core/time_slice.h"
@@ -29,19 +30,13 @@ void relax() noexcept {
 
 Result<void> Dispatcher::start(std::shared_ptr<void> owner, NewsHandler on_news) {
   owner_ = owner;
-  // The thread inherits the mask it is created under, so no signal can reach it, not even in its first
-  // moment.
-  sigset_t all;
-  ::sigfillset(&all);
-  ::pthread_sigmask(SIG_SETMASK, &all, &program_mask_);
-  std::optional<Error> failed;
+  const BlockedSignals blocked;
+  program_mask_ = blocked.before();
   try {
     thread_ = std::thread([this, owner = std::move(owner), handler = std::move(on_news)] { loop(handler); });
   } catch (const std::system_error& error) {
-    failed = Error(error.code(), std::string("starting the dispatcher thread: ") + error.what());
+    return fail(Error(error.code(), std::string("starting the dispatcher thread: ") + error.what()));
   }
-  ::pthread_sigmask(SIG_SETMASK, &program_mask_, nullptr);
-  if (failed) return fail(std::move(*failed));
   return {};
 }
 

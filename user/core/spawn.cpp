@@ -38,6 +38,8 @@
 
 extern char** environ;
 
+#include "base/blocked_signals.h"
+
 namespace sockalarm::detail {
 namespace {
 
@@ -195,22 +197,6 @@ void start(Plan& plan) {
 
 #endif
 
-// A program's handler must not run in a child that shares its memory.
-class AllSignalsBlocked {
- public:
-  AllSignalsBlocked() {
-    sigset_t all;
-    ::sigfillset(&all);
-    ::pthread_sigmask(SIG_SETMASK, &all, &before_);
-  }
-  ~AllSignalsBlocked() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-  AllSignalsBlocked(const AllSignalsBlocked&) = delete;
-  AllSignalsBlocked& operator=(const AllSignalsBlocked&) = delete;
-
- private:
-  sigset_t before_;
-};
-
 // Never waits: a pipe that poll(2) calls writable takes PIPE_BUF bytes, and one without a reader is not
 // written to.
 void complain(const Error& error) {
@@ -247,7 +233,7 @@ Result<std::string> find_program(const std::string& name) {
 Result<void> spawn_detached(const std::string& path, char* const argv[], const sigset_t& mask) {
   Plan plan{path.c_str(), argv, &mask, nullptr, {}};
   {
-    const AllSignalsBlocked blocked;
+    const BlockedSignals blocked;  // a program's handler must not run in a child that shares its memory
     start(plan);
   }
   if (plan.report.step == nullptr) return {};

@@ -2,8 +2,6 @@
 #include "ipc/channel_thread.h"
 
 #include <poll.h>
-#include <pthread.h>
-#include <signal.h>
 
 #include <algorithm>
 #include <array>
@@ -11,6 +9,7 @@
 #include <system_error>
 #include <utility>
 
+#include "base/blocked_signals.h"
 #include "ipc/channel_core.h"
 
 namespace sockalarm::detail {
@@ -24,17 +23,13 @@ Result<std::shared_ptr<ChannelThread>> ChannelThread::create() {
 }
 
 Result<void> ChannelThread::start(std::shared_ptr<ChannelCore> core) {
-  sigset_t all, before;
-  ::sigfillset(&all);
-  ::pthread_sigmask(SIG_SETMASK, &all, &before);
-  Result<void> started;
+  const BlockedSignals blocked;
   try {
     thread_ = std::thread([self = shared_from_this(), core = std::move(core)] { self->run(core); });
   } catch (const std::system_error& error) {
-    started = fail(Error(error.code(), "starting a channel's thread"));
+    return fail(Error(error.code(), "starting a channel's thread"));
   }
-  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  return started;
+  return {};
 }
 
 void ChannelThread::stop(bool foreign) noexcept {

@@ -2,7 +2,8 @@
 #include "observe/exporter.h"
 
 #include <algorithm>
-#include <csignal>
+
+#include "base/blocked_signals.h"
 
 namespace sockalarm::observe {
 
@@ -22,15 +23,11 @@ Exporter::Exporter(Host host, Options options, std::vector<std::unique_ptr<Sink>
       losses_(losses),
       on_error_(std::move(on_error)),
       rate_limit_(options.per_second) {
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all,
-                  &before);  // the threads take no signals, and SIGPIPE becomes an error of write()
+  const BlockedSignals blocked;  // for the threads, too; SIGPIPE becomes an error of write()
   for (auto& sink : sinks) {
     lanes_.push_back(std::make_unique<Lane>(std::move(sink)));
     lanes_.back()->thread = std::thread([this, &lane = *lanes_.back()] { serve(lane); });
   }
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 Exporter::~Exporter() {

@@ -2,10 +2,10 @@
 #include <httplib.h>
 
 #include <condition_variable>
-#include <csignal>
 #include <mutex>
 #include <thread>
 
+#include "base/blocked_signals.h"
 #include "observe/metrics.h"
 
 namespace sockalarm::observe {
@@ -79,14 +79,11 @@ struct MetricsServer::Server {
   }
 
   void listen() {
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);  // and with it all threads of the pool
+    const BlockedSignals blocked;  // and with it all threads of the pool
     thread = std::thread([this] {
       http.listen_after_bind();
       ended = true;
     });
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
 
   const Answers answers;

@@ -2,10 +2,10 @@
 #include "observe/nats_publisher.h"
 
 #include <algorithm>
-#include <csignal>
 #include <unordered_map>
 #include <vector>
 
+#include "base/blocked_signals.h"
 #include "base/text.h"
 
 namespace sockalarm::observe {
@@ -165,11 +165,8 @@ NatsPublisher::~NatsPublisher() {
 
 Result<void> NatsPublisher::start() {
   if (auto connected = connect(); !connected) return connected;
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
+  const BlockedSignals blocked;
   thread_ = std::thread([this] { run(); });
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
   return {};
 }
 
