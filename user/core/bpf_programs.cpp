@@ -311,7 +311,6 @@ Result<void> BpfPrograms::try_load(Sizes sizes, const KernelBtf& btf, bool direc
   if (!btf.has_tracepoint("inet_sock_set_state"))
     return fail(
         Error(Errc::unsupported, "this kernel has no tracepoint inet_sock_set_state (Linux >= 4.16)"));
-  if (auto ok = check_realtime(); !ok) return ok;
   const bool reports_errors = btf.has_tracepoint("inet_sk_error_report");
   if (direct && !has_task_work(btf)) {
     no_task_work_ = Error(Errc::unsupported,
@@ -339,6 +338,8 @@ Result<void> BpfPrograms::try_load(Sizes sizes, const KernelBtf& btf, bool direc
 
 Result<BpfPrograms> BpfPrograms::load(Sizes sizes, const KernelBtf& btf, bool direct) {
   BpfPrograms programs;
+  if (btf.error() == 0)  // once, since it reads all of the type information
+    if (auto ok = check_realtime(); !ok) return fail(ok.error());
   Result<void> loaded = fail(Error(Errc::unsupported, "nothing was tried"));
   for (const bool with_task_work : {true, false}) {
     if (with_task_work && !direct) continue;
