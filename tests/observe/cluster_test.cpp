@@ -109,11 +109,13 @@ TEST_F(Cluster, SeesEveryEventOnceThoughNodesDie) {
     });
   for (auto& agent : agents) agent.join();
   std::uint64_t most = 0;
-  const bool done = within(std::chrono::seconds(120 + events() / 200), [&] {
-    most = std::max(most, resident_kib());
-    return std::all_of(sinks.begin(), sinks.end(),
-                       [](const auto& sink) { return sink->spool().pending == 0; });
-  });
+  const bool done = eventually(
+      [&] {
+        most = std::max(most, resident_kib());
+        return std::all_of(sinks.begin(), sinks.end(),
+                           [](const auto& sink) { return sink->spool().pending == 0; });
+      },
+      std::chrono::seconds(120 + events() / 200));
   over = true;
   killer.join();
   ASSERT_TRUE(done);

@@ -15,10 +15,13 @@
 #include <thread>
 #include <vector>
 
+#include "harness/alarms.h"
 #include "observe/folder.h"
 #include "observe/nats_publisher.h"
 
 namespace sockalarm::observe::test {
+
+using sockalarm::test::eventually;
 
 // One nats-server with JetStream, in a folder and on ports of its own, that can be killed and started again.
 class NatsServer {
@@ -64,16 +67,6 @@ class NatsServer {
   pid_t pid_ = 0;
 };
 
-template <class Condition>
-bool within(std::chrono::seconds limit, Condition condition) {
-  const auto until = std::chrono::steady_clock::now() + limit;
-  while (!condition()) {
-    if (std::chrono::steady_clock::now() > until) return false;
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-  }
-  return true;
-}
-
 // A client of the stream for the test itself.
 class Consumer {
  public:
@@ -93,8 +86,8 @@ class Consumer {
     natsOptions_SetMaxReconnect(options, -1);
     natsOptions_SetReconnectWait(options, 100);
     natsConnection* connection = nullptr;
-    EXPECT_TRUE(within(std::chrono::seconds(60),
-                       [&] { return natsConnection_Connect(&connection, options) == NATS_OK; }));
+    EXPECT_TRUE(eventually([&] { return natsConnection_Connect(&connection, options) == NATS_OK; },
+                           std::chrono::seconds(60)));
     connection_.reset(connection);
     jsCtx* context = nullptr;
     EXPECT_EQ(natsConnection_JetStream(&context, connection, nullptr), NATS_OK);
@@ -112,11 +105,12 @@ class Consumer {
     config.Duplicates = std::chrono::nanoseconds(duplicates).count();
     jsErrCode code{};
     natsStatus status = NATS_OK;
-    EXPECT_TRUE(within(std::chrono::seconds(120),
-                       [&] {
-                         status = js_AddStream(nullptr, context_.get(), &config, nullptr, &code);
-                         return status == NATS_OK;
-                       }))
+    EXPECT_TRUE(eventually(
+        [&] {
+          status = js_AddStream(nullptr, context_.get(), &config, nullptr, &code);
+          return status == NATS_OK;
+        },
+        std::chrono::seconds(120)))
         << natsStatus_GetText(status) << " " << code;
   }
 

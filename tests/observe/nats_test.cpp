@@ -44,7 +44,7 @@ class Nats : public ::testing::Test {
     ASSERT_TRUE(sink.flush());
   }
   static bool all_acknowledged(NatsSink& sink) {
-    return within(120s, [&] { return sink.spool().pending == 0; });
+    return eventually([&] { return sink.spool().pending == 0; }, 120s);
   }
 
   Folder folder_;
@@ -105,18 +105,18 @@ TEST_F(Nats, ABrokerThatNeverAnswersKeepsTheWindowAndTheSpoolWithinTheirBounds) 
   NatsOptions given = options();
   given.window = 16;
   const auto sink = open(given);
-  ASSERT_TRUE(within(60s, [&] { return sink->figures().connected.load(); }));
+  ASSERT_TRUE(eventually([&] { return sink->figures().connected.load(); }, 60s));
   server_.stop_and_continue(true);  // the connection stands, and nobody is there
   std::uint64_t written = 0;
   while (losses_.spool_size == 0 && written < 2000) write(*sink, ++written, 1);
   EXPECT_GT(losses_.spool_size, 0U);
-  EXPECT_TRUE(within(60s, [&] { return sink->figures().retried >= 16; }))
+  EXPECT_TRUE(eventually([&] { return sink->figures().retried >= 16; }, 60s))
       << "each is given up after max_wait";
   EXPECT_LE(sink->figures().waiting, 16U);
   EXPECT_LE(sink->spool().bytes, spool_.max_bytes);
   server_.stop_and_continue(false);
   ASSERT_TRUE(all_acknowledged(*sink));
-  ASSERT_TRUE(within(60s, [&] { return sink->figures().waiting == 0; }));
+  ASSERT_TRUE(eventually([&] { return sink->figures().waiting == 0; }, 60s));
   const auto ids = consumer.ids(written - losses_.spool_size, 60s);
   const std::set<std::string> different(ids.begin(), ids.end());
   EXPECT_EQ(different.size(), ids.size());
@@ -127,12 +127,12 @@ TEST_F(Nats, SaysThatTheStreamIsNotThereOrForgetsTooSoon) {
   server_.start();
   {
     const auto sink = open(options());
-    EXPECT_TRUE(within(60s, [&] { return told_of("make it with the subject sockalarm.v1.>"); }));
+    EXPECT_TRUE(eventually([&] { return told_of("make it with the subject sockalarm.v1.>"); }, 60s));
   }
   Consumer consumer(server_.url());
   consumer.make_stream(1, 2min);
   const auto sink = open(options());
-  EXPECT_TRUE(within(60s, [&] { return told_of("raise its duplicate window"); }));
+  EXPECT_TRUE(eventually([&] { return told_of("raise its duplicate window"); }, 60s));
 }
 
 TEST(NatsSubject, HasNoMoreTokensThanItShould) {
