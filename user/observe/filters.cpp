@@ -4,8 +4,9 @@
 #include <arpa/inet.h>
 
 #include <algorithm>
-#include <charconv>
 #include <string>
+
+#include "base/text.h"
 
 namespace sockalarm::observe {
 namespace {
@@ -46,10 +47,9 @@ Result<Prefix> parse_prefix(std::string_view text) {
   }
   prefix.length = 128 - before;
   if (slash != std::string_view::npos) {
-    const std::string_view length = text.substr(slash + 1);
-    const auto [end, failed] = std::from_chars(length.data(), length.data() + length.size(), prefix.length);
-    if (failed != std::errc{} || end != length.data() + length.size() || prefix.length > 128 - before)
-      return bad_prefix(text);
+    const auto length = parse_number<unsigned>(text.substr(slash + 1));
+    if (!length || *length > 128 - before) return bad_prefix(text);
+    prefix.length = *length;
   }
   prefix.length += before;
   if (has_bits_beyond(prefix)) return bad_prefix(text);
