@@ -387,9 +387,13 @@ static __always_inline void measure(const struct sockalarm_observe_end* end) {
   __sync_fetch_and_add(&all->ends, 1);
   __sync_fetch_and_add(&all->bytes_received, end->bytes_received);
   __sync_fetch_and_add(&all->bytes_sent, end->bytes_sent);
-  if (end->established_at)
-    __sync_fetch_and_add(&all->ages[bucket_of(end->ended_at - end->established_at)], 1);
-  if (end->verdict != SOCKALARM_VERDICT_ABANDONED) return;
+  int abandoned = end->verdict == SOCKALARM_VERDICT_ABANDONED;
+  __u64 until = abandoned && end->departed_at ? end->departed_at : end->ended_at;
+  if (end->established_at && until >= end->established_at) {
+    __sync_fetch_and_add(&all->age, until - end->established_at);
+    __sync_fetch_and_add(&all->ages[bucket_of(until - end->established_at)], 1);
+  }
+  if (!abandoned) return;
   __sync_fetch_and_add(&all->orphaned, end->orphaned);
   __sync_fetch_and_add(&all->orphaned_times[bucket_of(end->orphaned)], 1);
 }

@@ -107,8 +107,10 @@ struct sockalarm_observe_metrics {
   sockalarm_observe_u64 ends;
   sockalarm_observe_u64 bytes_received, bytes_sent;
   sockalarm_observe_u64 orphaned; /* ns */
-  /* Bucket 0: less than 1 us; bucket n: from 2^(n-1) us to less than 2^n; the last: all beyond. Ages that are
-     not known are in none, times of verdicts other than abandoned neither. */
+  sockalarm_observe_u64 age;      /* ns, the sum of what `ages` has */
+  /* Bucket 0: less than 1 us; bucket n: from 2^(n-1) us to less than 2^n; the last: all beyond. Ages, of the
+     abandoned when the peer left, are in none if they are not known; times of verdicts other than abandoned
+     neither. */
   sockalarm_observe_u64 ages[SOCKALARM_OBSERVE_BUCKETS];
   sockalarm_observe_u64 orphaned_times[SOCKALARM_OBSERVE_BUCKETS];
 };

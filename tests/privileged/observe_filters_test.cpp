@@ -230,9 +230,11 @@ TEST(ObserveMetrics, EqualTheSumOfTheRecords) {
       sums.bytes_received += end.bytes_received;
       sums.bytes_sent += end.bytes_sent;
       sums.orphaned += end.orphaned;
-      aged += end.age.has_value();
+      const auto age = end.verdict == ObservedVerdict::abandoned ? end.age_at_departure : end.age;
+      aged += age.has_value();
+      sums.age += age.value_or(0ns);
       for (const auto& [value, histogram] :
-           {std::pair{end.age.value_or(0ns), &sums.ages}, {end.orphaned, &sums.orphaned_times}}) {
+           {std::pair{age.value_or(0ns), &sums.ages}, {end.orphaned, &sums.orphaned_times}}) {
         std::size_t bucket = 0;
         for (auto us = static_cast<std::uint64_t>(value / 1us); us != 0; us /= 2) ++bucket;
         ++(*histogram)[bucket];
@@ -243,6 +245,7 @@ TEST(ObserveMetrics, EqualTheSumOfTheRecords) {
     EXPECT_EQ(of.bytes_sent, sums.bytes_sent);
     EXPECT_EQ(of.orphaned, sums.orphaned);
     EXPECT_EQ(sum(of.ages), aged);
+    EXPECT_EQ(of.age, sums.age);
     EXPECT_EQ(of.ages, sums.ages);
     if (of.key.verdict == ObservedVerdict::abandoned) {
       EXPECT_EQ(of.orphaned_times, sums.orphaned_times);

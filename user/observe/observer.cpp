@@ -101,6 +101,7 @@ ServiceMetrics to_metrics(const sockalarm_observe_service& key, const sockalarm_
   metrics.bytes_received = values.bytes_received;
   metrics.bytes_sent = values.bytes_sent;
   metrics.orphaned = ns(values.orphaned);
+  metrics.age = ns(values.age);
   std::copy(std::begin(values.ages), std::end(values.ages), metrics.ages.begin());
   std::copy(std::begin(values.orphaned_times), std::end(values.orphaned_times),
             metrics.orphaned_times.begin());

@@ -48,8 +48,9 @@ struct ServiceMetrics {
   ServiceKey key;
   std::uint64_t ends = 0, bytes_received = 0, bytes_sent = 0;
   std::chrono::nanoseconds orphaned{};
-  Histogram ages{};            // of those whose age is known
-  Histogram orphaned_times{};  // of abandoned ones
+  std::chrono::nanoseconds age{};  // the sum of what `ages` has
+  Histogram ages{};                // of those whose age is known; of abandoned ones when the peer left
+  Histogram orphaned_times{};      // of abandoned ones
 };
 
 // By stage.
