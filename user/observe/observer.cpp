@@ -201,7 +201,7 @@ Result<void> Observer::forget(const ServiceKey& key) {
   return fail(Error::from_errno(errno, "forgetting a service"));
 }
 
-Result<Losses> Observer::losses() const {
+Result<KernelLosses> Observer::losses() const {
   std::array<std::uint64_t, SOCKALARM_OBSERVE_LOSSES> sums{};
   const int processors = libbpf_num_possible_cpus();
   if (processors < 0) return fail(Error::from_errno(-processors, "counting processors"));
@@ -211,11 +211,11 @@ Result<Losses> Observer::losses() const {
       return fail(Error::from_errno(errno, "reading the observer's losses"));
     for (const std::uint64_t value : values) sums[loss] += value;
   }
-  return Losses{.records = sums[SOCKALARM_OBSERVE_LOST_RECORD],
-                .states = sums[SOCKALARM_OBSERVE_LOST_STATE],
-                .metrics = sums[SOCKALARM_OBSERVE_LOST_METRICS],
-                .late = sums[SOCKALARM_OBSERVE_FOUND_LATE],
-                .missed = impl_->programs.missed()};
+  return KernelLosses{.records = sums[SOCKALARM_OBSERVE_LOST_RECORD],
+                      .states = sums[SOCKALARM_OBSERVE_LOST_STATE],
+                      .metrics = sums[SOCKALARM_OBSERVE_LOST_METRICS],
+                      .late = sums[SOCKALARM_OBSERVE_FOUND_LATE],
+                      .missed = impl_->programs.missed()};
 }
 
 }  // namespace sockalarm::observe

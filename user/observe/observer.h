@@ -54,7 +54,7 @@ struct ServiceMetrics {
 };
 
 // By stage.
-struct Losses {
+struct KernelLosses {
   std::uint64_t records =
       0;  // the ring was full: in the metrics, but no record; a gap in the sequence numbers
   std::uint64_t states = 0;   // no memory for a connection's state: its end lacks age, verdict and holder
@@ -90,7 +90,7 @@ class Observer {
   Result<std::vector<ServiceMetrics>> metrics() const;
   // Takes a service's figures out, when its cgroup is gone: makes room for others.
   Result<void> forget(const ServiceKey& key);
-  Result<Losses> losses() const;
+  Result<KernelLosses> losses() const;
 
  private:
   struct Impl;
