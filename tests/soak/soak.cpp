@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random load over every source that is to be had here, for as long as wanted: clients come, are watched,
 // leave in every way, one by one and in storms, while alarms are armed, cancelled and armed again. Checked
-// all the time: what is armed fires once, and what is cancelled never does; at the end, that this process has
-// not grown. See scripts/soak.
+// all the time: what is armed fires once, and what is cancelled never does; at the end, that neither this
+// process nor what the kernel has registered for it has grown. See scripts/soak.
 #include <sys/resource.h>
 
 #include <CLI/CLI.hpp>
@@ -18,6 +18,7 @@
 #include "harness/alarms.h"
 #include "harness/daemon.h"
 #include "harness/descriptors.h"
+#include "soak/registry.h"
 #include "soak/visitors.h"
 
 namespace sockalarm::soak {
@@ -52,6 +53,11 @@ class Daemon {
   void kill() { process_.reset(); }
   std::string socket() const { return home_.socket(); }
   int starts() const noexcept { return starts_; }
+  // -1: cannot be told.
+  long registry() const {
+    const UniqueFd map(::bpf_obj_get((home_.bpffs() + "/v1/registry").c_str()));
+    return map ? registry_entries(map.get()) : -1;
+  }
 
  private:
   test::DaemonHome home_;
@@ -111,6 +117,11 @@ class Lane {
                 << stats.records_bad << " bad records are left\n";
       ++counts_.wrong;
     }
+    if (source_ == SourceKind::kernel && !test::eventually([] { return own_registry_entries() == 0; })) {
+      std::cerr << "soak: the kernel has " << own_registry_entries()
+                << " sockets registered that nobody watches\n";
+      ++counts_.wrong;
+    }
   }
 
   const SourceKind source_;
@@ -153,6 +164,7 @@ int soak(const Settings& settings) {
   for (const auto& lane : lanes) lane->start(until);
 
   std::vector<long> rss{before.rss}, threads{before.threads};  // a lane may fail before the first second
+  std::vector<long> registered{0};
   auto next_kill = begin + std::chrono::seconds(5);
   const auto all_is_well = [&] {
     return std::none_of(lanes.begin(), lanes.end(), [](const auto& lane) { return lane->wrong() != 0; });
@@ -162,6 +174,8 @@ int soak(const Settings& settings) {
     const Size size = Size::now();
     rss.push_back(size.rss);
     threads.push_back(size.threads);
+    registered.push_back(std::max(own_registry_entries(), 0L) +
+                         (daemon ? std::max(daemon->registry(), 0L) : 0));
     if (daemon && now >= next_kill) {
       daemon->kill();
       daemon->start();
@@ -178,6 +192,8 @@ int soak(const Settings& settings) {
   // A thread that was joined may be counted for a moment more.
   test::eventually([&] { return Size::now().threads <= before.threads; });
   const Size after = Size::now();
+  // The daemon may have been started a moment ago: it hears who has gone as soon as its clients are back.
+  const bool forgotten = !daemon || test::eventually([&] { return daemon->registry() == 0; });
 
   json result{{"minutes", settings.minutes}, {"seed", settings.seed}, {"lanes", json::array()}};
   std::uint64_t wrong = 0;
@@ -194,8 +210,14 @@ int soak(const Settings& settings) {
                        {"most", *std::max_element(threads.begin(), threads.end())},
                        {"after", after.threads}};
   if (daemon) result["daemon_starts"] = daemon->starts();
-  const bool grown =
-      late > early + early / 10 + kNoise || after.fds > before.fds || after.threads > before.threads;
+  constexpr long kPopulations = 500;  // of both: they come and go, in storms
+  const long few = middle_of_tenth(registered, 2), many = middle_of_tenth(registered, 9);
+  result["registered"] = {{"early", few},
+                          {"late", many},
+                          {"most", *std::max_element(registered.begin(), registered.end())},
+                          {"left_by_daemon", daemon ? daemon->registry() : 0}};
+  const bool grown = late > early + early / 10 + kNoise || many > few + kPopulations || !forgotten ||
+                     after.fds > before.fds || after.threads > before.threads;
   result["grown"] = grown;
   result["wrong"] = wrong;
   std::cout << result.dump(2) << "\n";
