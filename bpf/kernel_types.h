@@ -32,7 +32,10 @@ struct kernfs_node {
   __u64 id; /* 5.5 */
 };
 
+struct cgroup;
+
 struct cgroup_subsys_state {
+  struct cgroup* cgroup;
   struct cgroup_subsys_state* parent;
 };
 
