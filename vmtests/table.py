@@ -4,8 +4,9 @@
 TOP = """<!-- Written by vmtests/run --table. Change vmtests/table.py, not this file. -->
 # Kernels
 
-What each kernel gives, found out there by `sockalarm doctor`, and how the privileged tests went. All but *native* are
-Debian's kernels in QEMU's software emulation; *native* is the kernel of the machine that made this table. Repeat with
+What each kernel gives, found out there by `sockalarm doctor`, and how the tests went. All but *native* are Debian's
+kernels in QEMU's software emulation: *-rt* are realtime ones (PREEMPT_RT), *+lockdown* is locked down, confidentiality
+(kernel_lockdown(7)). *native* is the kernel of the machine that made this table. Repeat with
 
 ```sh
 {command}
@@ -14,9 +15,6 @@ Debian's kernels in QEMU's software emulation; *native* is the kernel of the mac
 """
 
 FEATURES = """
-The privileged tests passed on Debian's realtime kernels (6.1-rt, 6.12-rt; PREEMPT_RT), with the kernel source and the
-dispatcher, and on 6.12 locked down (`vmtests/run 6.12+lockdown`, kernel_lockdown(7)).
-
 What a *no* means and what to do about it, `sockalarm doctor` says on your machine. Without the kernel source everything
 works by epoll, with the same meaning ([sources.md](sources.md)); without task work the dispatcher sends signals, or
 signal-driven I/O does ([delivery.md](delivery.md)).
@@ -58,12 +56,28 @@ def ratio(column, contender):
     return "-" if figure is None else f"{figure:.2f}"
 
 
+# The test programs of vmtests/run, by what the table calls them together.
+SUITES = {
+    "privileged tests passed": ["privileged_tests", "suite", "request_suite"],
+    "tests with a daemon passed": ["suite_by_daemon", "daemon_tests"],
+    "tests of what is refused passed": ["degradation", "privileges_0", "privileges_1"],
+}
+
+
+def passed(column, suites):
+    ends = [end for suite in suites for end in column["ends"].get(suite, [])]
+    shaky = ends.count("shaky")
+    text = f"{ends.count('passed') + shaky} of {len(ends)}" if ends else "-"
+    return text + (f", {shaky} at the second try" if shaky else "")
+
+
 def write(path, columns, command):
-    """columns: per kernel its name, passed, bad, and what doctor and bench_direct said."""
+    """columns: per kernel its name, the day, how the tests of each suite ended, and what doctor and bench_direct said."""
     head = [column["name"] for column in columns]
     rows = [
         ["kernel", *(features(c)["system"]["detail"].split()[1] for c in columns)],
-        ["privileged tests passed", *(f"{c['passed']} of {c['passed'] + c['bad']}" for c in columns)],
+        ["tested", *(c["day"] for c in columns)],
+        *([words, *(passed(c, suites) for c in columns)] for words, suites in SUITES.items()),
         ["source chosen as root", *(c["doctor"]["source"] for c in columns)],
         ["signals are delivered by", *(c["doctor"]["delivery"].replace("_", " ") for c in columns)],
     ]
