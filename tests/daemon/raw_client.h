@@ -4,13 +4,16 @@
 #include <bpf/bpf.h>
 #include <dirent.h>
 #include <sys/mman.h>
+#include <sys/utsname.h>
 #include <sys/wait.h>
 
 #include <csignal>
+#include <cstdio>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "harness/alarms.h"
@@ -137,10 +140,19 @@ inline std::size_t entries_of(const DaemonHome& home, const char* map) {
   return count;
 }
 
-// The clients in the list, and the tables and rings at the first indices, which are taken first. Not at all
-// of them: before Linux 6.8 each look into a map of maps waits for an RCU grace period, 16 ms or more.
+// Before Linux 6.8 each look into a map of maps waits for an RCU grace period, which is 20 ms.
+inline bool map_of_maps_is_read_quickly() {
+  utsname kernel{};
+  int major = 0, minor = 0;
+  require(::uname(&kernel) == 0 && std::sscanf(kernel.release, "%d.%d", &major, &minor) == 2, "uname");
+  return std::pair(major, minor) >= std::pair(6, 8);
+}
+
+// The clients in the list, and their tables and rings: elsewhere those at the first indices, which are taken
+// first.
 inline std::size_t clients_in_kernel(const DaemonHome& home) {
-  constexpr std::uint32_t kMostClients = 1024, kMostTables = 32;
+  constexpr std::uint32_t kMostClients = 1024;
+  const std::uint32_t most_tables = map_of_maps_is_read_quickly() ? kMostClients : 8;
   const UniqueFd list(::bpf_obj_get((home.bpffs() + "/v1/clients").c_str()));
   const UniqueFd tables(::bpf_obj_get((home.bpffs() + "/v1/watch_tables").c_str()));
   const UniqueFd rings(::bpf_obj_get((home.bpffs() + "/v1/event_rings").c_str()));
@@ -148,10 +160,9 @@ inline std::size_t clients_in_kernel(const DaemonHome& home) {
   std::size_t count = 0;
   for (std::uint32_t index = 0; index < kMostClients; ++index) {
     sockalarm_client facts{};
-    if (::bpf_map_lookup_elem(list.get(), &index, &facts) == 0 && facts.flags != 0) ++count;
-  }
-  for (std::uint32_t index = 0; index < kMostTables; ++index) {
     std::uint32_t id = 0;
+    if (::bpf_map_lookup_elem(list.get(), &index, &facts) == 0 && facts.flags != 0) ++count;
+    if (index >= most_tables) continue;
     if (::bpf_map_lookup_elem(tables.get(), &index, &id) == 0) ++count;
     if (::bpf_map_lookup_elem(rings.get(), &index, &id) == 0) ++count;
   }
