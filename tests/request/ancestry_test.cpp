@@ -86,13 +86,14 @@ TEST_P(CatalystAlarm, GlobalCountsOutsideOfCallsToo) {
 }
 
 TEST_P(CatalystAlarm, TheHandlerIsToldWhichCallAndWhichLimit) {
+  constexpr auto kWhole = 500ms;  // or a busy machine does not come to the second call in time
   std::vector<std::string> told;
   const auto tell = [&](Sounding& sounding) {
     told.push_back((sounding.local() ? "local " : "global ") + sounding.what.call);
-    EXPECT_EQ(sounding.what.limit, sounding.local() ? 10ms : 50ms);
+    EXPECT_EQ(sounding.what.limit, sounding.local() ? 10ms : kWhole);
   };
   SOCKALARM_WATCHER(watcher, GetParam());
-  Scene scene(watcher, {.limit = 50ms, .handler = tell});
+  Scene scene(watcher, {.limit = kWhole, .handler = tell});
   Request request = scene.begin();
   const SilentPipe pipe;
   EXPECT_FALSE(request.call("first", 10ms, [&] { return pipe.read(); }));
