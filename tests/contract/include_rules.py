@@ -31,7 +31,8 @@ RULES = [
     (r"user/(postgres|mariadb)/", r"^(?!core/action_impl\.h$)(core|cli|bpf|postgres|mariadb)/", "a component knows what an action is, and no more of the core"),
     (r"user/c_abi/", r"^(?!core/fork\.h$)(core|ipc|daemon|cli|request|bpf)/", "the C library uses the public promise, and knows a forked child"),
     (r"user/observe/(?!nats_)", r"^nats/", "only nats_* knows libnats"),
-    (r"user/observe/(?!metrics)", r"^(prometheus/|httplib\.h)", "only metrics* knows Prometheus and HTTP"),
+    (r"user/observe/(?!prometheus_text)", r"^prometheus/", "only prometheus_text knows Prometheus"),
+    (r"user/observe/(?!web_server)", r"^microhttpd\.h", "only web_server knows HTTP"),
     (r"user/cli/", r"^(core|daemon|request)/", "the tool uses the public promise"),
     (r"(include|user|bpf|tests)/", r"^\.\./", "includes are given from their root"),
 ]

@@ -37,6 +37,10 @@ void config(std::string_view toml) {
   if (!read) return require(read.error().message().find(kPath) != std::string::npos);
   require(!read->socket.empty() && !read->bpffs.empty());
   require(read->ring_bytes >= 4096 && read->ring_bytes <= 1U << 30);
+  const auto& observe = read->observe;
+  require(observe.services > 0 && observe.queue > 0 && observe.filter.one_in > 0 && observe.nats.window > 0);
+  for (const auto& range : observe.filter.ports) require(range.first <= range.last);
+  for (const auto& prefix : observe.filter.prefixes) require(prefix.length <= 128);
   require(read->socket_mode <= 0777 && read->grace.count() > 0 && read->clients > 0 && read->slots > 1);
 }
 

@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "daemon/observe_config.h"
+
 namespace sockalarm::daemon {
 
 // What every user may have. Changed by a reload; what somebody has already stays.
@@ -33,6 +35,8 @@ struct Config {
   std::uint32_t slots = 65'537;
   std::uint32_t ring_bytes = 1U << 20;
   UserLimits user;
+
+  ObserveConfig observe;  // only for --observe
 };
 
 // Of spdlog, which takes any other word for "off".

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cap-ng.h>
+#include <linux/capability.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 
 #include <CLI/CLI.hpp>
-#include <csignal>
 #include <exception>
 #include <iostream>
 
 #include "daemon/config.h"
 #include "daemon/kernel_side.h"
+#include "daemon/observe_service.h"
 #include "daemon/server.h"
 #include "daemon/service.h"
 
@@ -21,15 +21,19 @@ namespace {
 struct Arguments {
   std::string config;
   std::optional<std::string> socket, bpffs, log_level;
-  bool remove = false;
+  std::vector<std::string> jsonl;
+  std::optional<std::string> listen;
+  bool remove = false, observe = false;
 };
 
 Result<Config> config_of(const Arguments& arguments) {
   auto config = read_config(arguments.config);
   if (!config) return config;
-  if (arguments.socket) config->socket = *arguments.socket;
+  if (arguments.socket) (arguments.observe ? config->observe.socket : config->socket) = *arguments.socket;
   if (arguments.bpffs) config->bpffs = *arguments.bpffs;
   if (arguments.log_level) config->log_level = *arguments.log_level;
+  if (arguments.listen) config->observe.listen = *arguments.listen;
+  if (!arguments.jsonl.empty()) config->observe.jsonl = arguments.jsonl;
   return config;
 }
 
@@ -41,30 +45,8 @@ void raise_descriptor_limit() {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-// CAP_BPF makes tables and rings, CAP_PERFMON attaches the program on the receive path. The others were for
-// loading.
-Result<void> drop_privileges() {
-  ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-  capng_get_caps_process();
-  const bool may_bound = capng_have_capability(CAPNG_EFFECTIVE, CAP_SETPCAP) != 0;
-  const auto has = [](unsigned one) { return capng_have_capability(CAPNG_PERMITTED, one) != 0; };
-  const bool bpf = has(CAP_BPF), perfmon = has(CAP_PERFMON);
-  capng_clear(CAPNG_SELECT_BOTH);
-  // NOLINTNEXTLINE(clang-analyzer-optin.core.EnumCastOutOfRange): they are bits
-  constexpr auto kOwn = static_cast<capng_type_t>(CAPNG_EFFECTIVE | CAPNG_PERMITTED);
-  if (bpf) capng_update(CAPNG_ADD, kOwn, CAP_BPF);
-  if (perfmon) capng_update(CAPNG_ADD, kOwn, CAP_PERFMON);
-  if (const int failed = capng_apply(may_bound ? CAPNG_SELECT_BOTH : CAPNG_SELECT_CAPS); failed != 0)
-    return fail(Error(Errc::unsupported,
-                      "dropping capabilities failed (capng_apply: " + std::to_string(failed) + ")"));
-  return {};
-}
-
 Result<void> serve(const Arguments& arguments, const Config& config) {
-  sigset_t ours;
-  ::sigemptyset(&ours);
-  for (const int one : {SIGTERM, SIGINT, SIGHUP}) ::sigaddset(&ours, one);
-  ::pthread_sigmask(SIG_BLOCK, &ours, nullptr);  // before any thread
+  service::block_signals();
   auto listener = service::passed_listener();
   if (!listener) return fail(listener.error());
   raise_descriptor_limit();
@@ -81,14 +63,26 @@ Result<void> serve(const Arguments& arguments, const Config& config) {
       ((*kernel)->sizes().sockets != config.watches || (*kernel)->sizes().clients != config.clients))
     spdlog::warn("limits.clients and limits.watches stay as they were when the programs were loaded");
   if (!*listener) {
-    auto own = listen_at(config.socket, config.socket_mode);
+    auto own = service::listen_at(config.socket, config.socket_mode, SOCK_SEQPACKET);
     if (!own) return fail(own.error());
     listener = std::move(own);
   }
-  if (auto ok = drop_privileges(); !ok) return ok;
+  // To make tables and rings, and to attach the program on the receive path. The others were for loading.
+  if (auto ok = service::drop_privileges({CAP_BPF, CAP_PERFMON}); !ok) return ok;
   auto server = Server::create(config, **kernel, std::move(*listener));
   if (!server) return fail(server.error());
   return (*server)->run([&arguments] { return config_of(arguments); });
+}
+
+Result<void> observe_or_say_why(const Arguments& arguments, const Config& config) {
+#if SOCKALARM_OBSERVE
+  return observe(config, [&arguments] { return config_of(arguments); });
+#else
+  (void)arguments, (void)config;
+  return fail(Error(Errc::unsupported,
+                    "this sockalarmd was built without --observe (libmicrohttpd-dev, prometheus-cpp-dev, "
+                    "-DSOCKALARM_OBSERVE=ON)"));
+#endif
 }
 
 int run(const Arguments& arguments) {
@@ -97,7 +91,12 @@ int run(const Arguments& arguments) {
   const auto config = config_of(arguments);
   if (config) spdlog::set_level(spdlog::level::from_str(config->log_level));
   Result<void> done = config ? Result<void>{} : fail(config.error());
-  if (done) done = arguments.remove ? KernelSide::remove(config->bpffs) : serve(arguments, *config);
+  if (done && arguments.remove)
+    done = KernelSide::remove(config->bpffs);
+  else if (done && arguments.observe)
+    done = observe_or_say_why(arguments, *config);
+  else if (done)
+    done = serve(arguments, *config);
   if (done) return 0;
   spdlog::critical("{}", done.error().message());
   return 1;
@@ -117,8 +116,22 @@ int main(int argc, char** argv) {
                    "directory on a BPF file system, for what outlives this process");
     app.add_option("--log-level", arguments.log_level, "what to say")
         ->check(CLI::IsMember(sockalarm::daemon::log_levels()));
-    app.add_flag("--remove", arguments.remove, "take everything out of the kernel, and end");
-    app.footer("Example:\n  sockalarmd --socket /tmp/s.sock --bpffs /sys/fs/bpf/sockalarm --log-level debug");
+    CLI::Option* remove =
+        app.add_flag("--remove", arguments.remove, "take everything out of the kernel, and end");
+    CLI::Option* observe =
+        app.add_flag("--observe", arguments.observe,
+                     "instead of alarming, see every TCP connection of the host end (docs/observing.md)")
+            ->excludes(remove);
+    app.add_option("--jsonl", arguments.jsonl, "where to write records: - (standard output), journal, a file")
+        ->needs(observe);
+    app.add_option("--listen", arguments.listen,
+                   "numeric address and port for the page and /metrics; '' for none")
+        ->needs(observe);
+    app.footer(
+        "Examples:\n"
+        "  sockalarmd --socket /tmp/s.sock --bpffs /sys/fs/bpf/sockalarm --log-level debug\n"
+        "  sockalarmd --observe --jsonl -\n"
+        "  sockalarmd --observe --config /etc/sockalarmd.toml --listen 127.0.0.1:9465");
     CLI11_PARSE(app, argc, argv);
     return sockalarm::daemon::run(arguments);
   } catch (const std::exception& error) {

@@ -3,16 +3,12 @@
 
 #include <poll.h>
 #include <spdlog/spdlog.h>
-#include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
-#include <filesystem>
 #include <thread>
 #include <utility>
 
@@ -27,42 +23,7 @@ constexpr std::size_t kManyLanes = 16;            // then those that have nothin
 constexpr std::chrono::seconds kLeaving{2};       // for what its lanes are just doing
 constexpr std::chrono::milliseconds kPause{100};  // without accepting, when descriptors have run out
 
-UniqueFd signals() {
-  sigset_t set;
-  ::sigemptyset(&set);
-  for (const int one : {SIGTERM, SIGINT, SIGHUP}) ::sigaddset(&set, one);
-  return UniqueFd(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
-}
-
-int next_signal(const UniqueFd& fd) {
-  signalfd_siginfo info{};
-  return ::read(fd.get(), &info, sizeof info) == sizeof info ? static_cast<int>(info.ssi_signo) : 0;
-}
-
 }  // namespace
-
-Result<UniqueFd> listen_at(const std::string& path, mode_t mode) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.empty() || path.size() >= sizeof address.sun_path)
-    return fail(Error(Errc::invalid_options, "socket: '" + path + "' is not a path of 1 to 107 bytes"));
-  path.copy(address.sun_path, path.size());
-  const auto* const name = reinterpret_cast<const sockaddr*>(&address);
-  const UniqueFd probe(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!probe) return fail(Error::from_errno(errno, "socket()"));
-  if (::connect(probe.get(), name, sizeof address) == 0 || errno == EAGAIN)
-    return fail(Error::from_errno(EADDRINUSE, "a daemon listens at " + path + " already"));
-  // Where it is by default there is nothing after each boot.
-  std::error_code ignored;  // bind() tells
-  std::filesystem::create_directory(std::filesystem::path(path).parent_path(), ignored);
-  struct stat status{};
-  if (::lstat(path.c_str(), &status) == 0 && S_ISSOCK(status.st_mode)) ::unlink(path.c_str());
-  UniqueFd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!fd || ::bind(fd.get(), name, sizeof address) != 0 || ::chmod(path.c_str(), mode) != 0 ||
-      ::listen(fd.get(), 256) != 0)
-    return fail(Error::from_errno(errno, "listening at " + path));
-  return fd;
-}
 
 Server::Server(const Config& config, KernelSide& kernel, UniqueFd listener)
     : config_(config),
@@ -183,15 +144,15 @@ void Server::leave() {
 }
 
 Result<void> Server::run(const std::function<Result<Config>()>& read_again) {
-  const UniqueFd signal_fd = signals();
-  if (!signal_fd) return fail(Error::from_errno(errno, "signalfd()"));
+  const auto signal_fd = service::signals();
+  if (!signal_fd) return fail(signal_fd.error());
   const auto watchdog = service::watchdog_interval();
   service::ready(std::to_string(roll_.all().size()) + " clients taken over");
   spdlog::info("ready: {} tells of up to {} sockets of {} clients", config_.socket,
                shared_.kernel.sizes().sockets, shared_.kernel.sizes().clients);
   for (;;) {
     std::array<pollfd, 3> entries{
-        {{listener_.get(), POLLIN, 0}, {signal_fd.get(), POLLIN, 0}, {shared_.kernel.idle(), POLLIN, 0}}};
+        {{listener_.get(), POLLIN, 0}, {signal_fd->get(), POLLIN, 0}, {shared_.kernel.idle(), POLLIN, 0}}};
     const int count =
         ::poll(entries.data(), entries.size(), watchdog ? static_cast<int>(watchdog->count()) : -1);
     if (count < 0 && errno != EINTR) return fail(Error::from_errno(errno, "poll()"));
@@ -199,7 +160,7 @@ Result<void> Server::run(const std::function<Result<Config>()>& read_again) {
     if (count > 0 && entries[0].revents != 0) accept_all();
     if (count > 0 && entries[2].revents != 0) shared_.kernel.detach_idle();
     if (count > 0 && entries[1].revents != 0) {
-      const int number = next_signal(signal_fd);
+      const int number = service::next_signal(*signal_fd);
       if (number == SIGHUP) {
         reload(read_again);
       } else if (number != 0) {

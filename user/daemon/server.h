@@ -43,7 +43,4 @@ class Server {
   std::map<uid_t, std::unique_ptr<Lane>> lanes_;
 };
 
-// Listens at that path; what a dead daemon left there is replaced. EADDRINUSE: a daemon is alive there.
-Result<UniqueFd> listen_at(const std::string& path, mode_t mode);
-
 }  // namespace sockalarm::daemon

@@ -1,15 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/service.h"
 
+#include <cap-ng.h>
 #include <fcntl.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
 #include <systemd/sd-daemon.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <csignal>
+#include <filesystem>
+#include <iterator>
+#include <vector>
 
 namespace sockalarm::daemon::service {
+namespace {
+
+sigset_t our_signals() {
+  sigset_t set;
+  ::sigemptyset(&set);
+  for (const int one : {SIGTERM, SIGINT, SIGHUP}) ::sigaddset(&set, one);
+  return set;
+}
+
+}  // namespace
 
 Result<UniqueFd> passed_listener() {
   const int count = ::sd_listen_fds(1);
@@ -23,6 +43,63 @@ Result<UniqueFd> passed_listener() {
   if (::fcntl(fd.get(), F_SETFL, O_NONBLOCK) != 0)
     return fail(Error::from_errno(errno, "making the passed socket non-blocking"));
   return fd;
+}
+
+Result<UniqueFd> listen_at(const std::string& path, mode_t mode, int type) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.empty() || path.size() >= sizeof address.sun_path)
+    return fail(Error(Errc::invalid_options, "socket: '" + path + "' is not a path of 1 to 107 bytes"));
+  path.copy(address.sun_path, path.size());
+  const auto* const name = reinterpret_cast<const sockaddr*>(&address);
+  const UniqueFd probe(::socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!probe) return fail(Error::from_errno(errno, "socket()"));
+  if (::connect(probe.get(), name, sizeof address) == 0 || errno == EAGAIN)
+    return fail(Error::from_errno(EADDRINUSE, "a daemon listens at " + path + " already"));
+  // Where it is by default there is nothing after each boot.
+  std::error_code ignored;  // bind() tells
+  std::filesystem::create_directory(std::filesystem::path(path).parent_path(), ignored);
+  struct stat status{};
+  if (::lstat(path.c_str(), &status) == 0 && S_ISSOCK(status.st_mode)) ::unlink(path.c_str());
+  UniqueFd fd(::socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd || ::bind(fd.get(), name, sizeof address) != 0 || ::chmod(path.c_str(), mode) != 0 ||
+      ::listen(fd.get(), 256) != 0)
+    return fail(Error::from_errno(errno, "listening at " + path));
+  return fd;
+}
+
+void block_signals() {
+  const sigset_t ours = our_signals();
+  ::pthread_sigmask(SIG_BLOCK, &ours, nullptr);
+}
+
+Result<UniqueFd> signals() {
+  const sigset_t ours = our_signals();
+  UniqueFd fd(::signalfd(-1, &ours, SFD_CLOEXEC | SFD_NONBLOCK));
+  if (!fd) return fail(Error::from_errno(errno, "signalfd()"));
+  return fd;
+}
+
+int next_signal(const UniqueFd& signals) {
+  signalfd_siginfo info{};
+  return ::read(signals.get(), &info, sizeof info) == sizeof info ? static_cast<int>(info.ssi_signo) : 0;
+}
+
+Result<void> drop_privileges(std::initializer_list<unsigned> kept) {
+  ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+  capng_get_caps_process();
+  const bool may_bound = capng_have_capability(CAPNG_EFFECTIVE, CAP_SETPCAP) != 0;
+  std::vector<unsigned> had;
+  std::copy_if(kept.begin(), kept.end(), std::back_inserter(had),
+               [](unsigned one) { return capng_have_capability(CAPNG_PERMITTED, one) != 0; });
+  capng_clear(CAPNG_SELECT_BOTH);
+  // NOLINTNEXTLINE(clang-analyzer-optin.core.EnumCastOutOfRange): they are bits
+  constexpr auto kOwn = static_cast<capng_type_t>(CAPNG_EFFECTIVE | CAPNG_PERMITTED);
+  for (const unsigned one : had) capng_update(CAPNG_ADD, kOwn, one);
+  if (const int failed = capng_apply(may_bound ? CAPNG_SELECT_BOTH : CAPNG_SELECT_CAPS); failed != 0)
+    return fail(Error(Errc::unsupported,
+                      "dropping capabilities failed (capng_apply: " + std::to_string(failed) + ")"));
+  return {};
 }
 
 void ready(const std::string& status) { ::sd_notifyf(0, "READY=1\nSTATUS=%s", status.c_str()); }

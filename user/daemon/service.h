@@ -3,8 +3,10 @@
 
 #include <sockalarm/result.h>
 #include <sockalarm/unique_fd.h>
+#include <sys/types.h>
 
 #include <chrono>
+#include <initializer_list>
 #include <optional>
 #include <string>
 
@@ -13,6 +15,17 @@ namespace sockalarm::daemon::service {
 
 // The socket that it listens on already (sd_listen_fds(3)); empty: none was passed.
 Result<UniqueFd> passed_listener();
+// Listens at that path; what a dead daemon left there is replaced. EADDRINUSE: a daemon is alive there.
+Result<UniqueFd> listen_at(const std::string& path, mode_t mode, int type);
+
+// SIGTERM, SIGINT and SIGHUP: to block before there is any thread, and then to read as a descriptor.
+void block_signals();
+Result<UniqueFd> signals();
+int next_signal(const UniqueFd& signals);  // 0: none
+
+// Keeps those of these capabilities that the process has, for good.
+Result<void> drop_privileges(std::initializer_list<unsigned> kept);
+
 void ready(const std::string& status);
 void stopping();
 void alive();

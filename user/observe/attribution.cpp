@@ -150,6 +150,20 @@ std::optional<std::string> CgroupPaths::path(std::uint64_t cgroup) const {
   return permitted ? found : by_walk(cgroup);
 }
 
+bool CgroupPaths::exists(std::uint64_t cgroup) const {
+  const auto found = path(cgroup);
+  const auto now = found ? id(*found) : fail(Error(Errc::unsupported, ""));
+  return now && *now == cgroup;
+}
+
+Result<std::uint64_t> CgroupPaths::id(const std::string& path) const {
+  struct stat status{};
+  if (!path.starts_with('/') || ::stat((root_ + path).c_str(), &status) != 0 || !S_ISDIR(status.st_mode))
+    return fail(Error(Errc::invalid_options, "there is no cgroup '" + path + "' below " + root_ +
+                                                 "; write it with a slash before, as in /proc/PID/cgroup"));
+  return status.st_ino;
+}
+
 const Workload& Attribution::of(std::uint64_t cgroup) {
   if (const auto known = entries_.find(cgroup); known != entries_.end()) {
     recent_.splice(recent_.begin(), recent_, known->second);

@@ -36,6 +36,10 @@ class CgroupPaths {
   // Below the root, with a leading slash; empty: there is no such cgroup any more. By open_by_handle_at(2),
   // which needs CAP_DAC_READ_SEARCH; without it by walking the tree.
   std::optional<std::string> path(std::uint64_t cgroup) const;
+  // Whether it is there now: it may have gone, and still be known by the sockets that it had.
+  bool exists(std::uint64_t cgroup) const;
+  // The other way round. Errors: there is no such cgroup.
+  Result<std::uint64_t> id(const std::string& path) const;
 
  private:
   std::optional<std::string> by_handle(std::uint64_t cgroup, bool& permitted) const;

@@ -39,6 +39,7 @@ struct ConnectionEnd {
   std::uint64_t bytes_received = 0, bytes_sent = 0;
   std::uint32_t unread = 0, unsent = 0;  // bytes, at the end
   int error = 0;                         // sk_err
+  std::chrono::nanoseconds latency{};    // from the record in the kernel to its reading
   std::string service;                   // by attribution of the cgroup
   std::string container, pod;            // ids, empty if there is none
 };

@@ -46,6 +46,7 @@ void Exporter::offer(const ConnectionEnd& end) {
   }
   const auto shared = std::make_shared<const ConnectionEnd>(end);
   for (const auto& lane : lanes_) {
+    if (!lane->sink->wants()) continue;
     const std::lock_guard lock(lane->mutex);
     if (lane->queue.size() >= options_.queue) {
       ++losses_.queue;

@@ -26,20 +26,6 @@ Result<std::string> id_in(const char* file) {
   return id;
 }
 
-// RFC 3339 in UTC, with nanoseconds.
-std::string timestamp(std::chrono::system_clock::time_point at) {
-  using namespace std::chrono;
-  const auto whole = floor<seconds>(at);
-  const std::time_t seconds_since_epoch = system_clock::to_time_t(whole);
-  std::tm parts{};
-  ::gmtime_r(&seconds_since_epoch, &parts);
-  char date[32], text[64];
-  std::strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%S", &parts);
-  std::snprintf(text, sizeof text, "%s.%09lldZ", date,
-                static_cast<long long>(duration_cast<nanoseconds>(at - whole).count()));
-  return text;
-}
-
 double in_seconds(std::chrono::nanoseconds duration) {
   return std::chrono::duration<double>(duration).count();
 }
@@ -122,6 +108,19 @@ std::string_view text(Direction direction) noexcept {
       break;
   }
   return "unknown";
+}
+
+std::string timestamp(std::chrono::system_clock::time_point at) {
+  using namespace std::chrono;
+  const auto whole = floor<seconds>(at);
+  const std::time_t seconds_since_epoch = system_clock::to_time_t(whole);
+  std::tm parts{};
+  ::gmtime_r(&seconds_since_epoch, &parts);
+  char date[32], text[64];
+  std::strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%S", &parts);
+  std::snprintf(text, sizeof text, "%s.%09lldZ", date,
+                static_cast<long long>(duration_cast<nanoseconds>(at - whole).count()));
+  return text;
 }
 
 std::string event_id(const Host& host, const ConnectionEnd& end) {

@@ -21,6 +21,9 @@ std::string_view text(Cause cause) noexcept;
 std::string_view text(Verdict verdict) noexcept;
 std::string_view text(Direction direction) noexcept;
 
+// RFC 3339 in UTC, with nanoseconds.
+std::string timestamp(std::chrono::system_clock::time_point at);
+
 // MACHINE-BOOT-SEQUENCE: the same for the same event, whoever sends it how often.
 std::string event_id(const Host& host, const ConnectionEnd& end);
 

@@ -25,6 +25,8 @@ class Sink {
   Sink& operator=(const Sink&) = delete;
   virtual ~Sink() = default;
 
+  // Whether a record would go anywhere now. Any thread.
+  virtual bool wants() const noexcept { return true; }
   // An error: this record is lost, and counted by the caller. The next one is tried again.
   virtual Result<void> write(const Record& record) = 0;
   // After some records, when there are no more for now. An error is one of what was written before.
