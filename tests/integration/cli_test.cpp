@@ -13,7 +13,7 @@ TEST(CliTest, EverySubcommandHelpsWithExamplesAndTheManPageKnowsItsOptions) {
   std::ifstream file(SOCKALARM_MAN_PAGE);
   std::string man((std::istreambuf_iterator<char>(file)), {});
   std::erase(man, '\\');
-  for (const std::string sub : {"run", "doctor", "fds", "status", "watch", "completion"}) {
+  for (const std::string sub : {"run", "doctor", "fds", "status", "watch", "top", "events", "completion"}) {
     const std::string help = output_of(kCli + " " + sub + " --help");
     EXPECT_NE(help.find("Examples:"), std::string::npos) << sub;
     for (std::size_t at = help.find("--"); at != std::string::npos; at = help.find("--", at + 2)) {
@@ -83,7 +83,7 @@ TEST(CliTest, SaysWhatWasExpected) {
     EXPECT_EQ(ended.status, 125);
     EXPECT_NE(ended.errors.find(words), std::string::npos) << ended.errors;
   };
-  says({"bogus"}, "unknown subcommand 'bogus'; expected run, doctor, fds, status, watch or completion");
+  says({"bogus"}, "unknown subcommand 'bogus'; expected run, doctor, fds, status, watch, top, events or completion");
   says({"fds", "abc"}, "'abc' is not a process id; expected a number above 0");
   says({"fds", "-3"}, "-3");
   says({"fds", "99999999999"}, "expected a number above 0");

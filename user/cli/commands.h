@@ -19,10 +19,14 @@ void add_doctor(CLI::App& app, Task& chosen);
 void add_fds(CLI::App& app, Task& chosen);
 void add_status(CLI::App& app, Task& chosen);
 void add_watch(CLI::App& app, Task& chosen);
+void add_top(CLI::App& app, Task& chosen);
+void add_events(CLI::App& app, Task& chosen);
 void add_completion(CLI::App& app, Task& chosen);
 
 // For anything that fails before the subcommand could do its work; timeout(1) uses the same number.
 inline constexpr int kExitFailed = 125;
+// For subcommands that ask a daemon, and none answers.
+inline constexpr int kExitNoAnswer = 2;
 
 // A line for stderr, by one write(): others write there too (the command, socat), and what came in between
 // two would tear the line.

@@ -50,10 +50,12 @@ int run(int argc, char** argv) {
   add_fds(app, chosen);
   add_status(app, chosen);
   add_watch(app, chosen);
+  add_top(app, chosen);
+  add_events(app, chosen);
   add_completion(app, chosen);
   if (!words.ours.empty() && is_unknown_subcommand(app, words.ours.back())) {
     say("sockalarm: unknown subcommand '" + words.ours.back() +
-        "'; expected run, doctor, fds, status, watch or completion (sockalarm --help)");
+        "'; expected run, doctor, fds, status, watch, top, events or completion (sockalarm --help)");
     return kExitFailed;
   }
   try {

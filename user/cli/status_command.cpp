@@ -66,7 +66,7 @@ void add_status(CLI::App& app, Task& chosen) {
       const auto text = daemon_status(*socket);
       if (!text) {
         say("sockalarm: " + text.error().message());
-        return 2;
+        return kExitNoAnswer;
       }
       const Json status = Json::parse(*text);
       if (*json)

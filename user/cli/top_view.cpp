@@ -108,14 +108,12 @@ std::string causes_text(const std::map<std::string, double>& causes) {
   return text;
 }
 
-std::string title(const TopTable& table, const TopLook& look) {
+std::string title(const TopTable& table) {
   const Snapshot& now = table.now;
   std::string text = "sockalarm top";
   if (!now.host.empty()) text += "  " + escaped(now.host);
   text += "  up " + time_text(now.seconds) + "  rates over " +
           (table.from_start ? "all of it" : time_text(table.seconds));
-  if (table.restarted) text += "  the daemon was started anew";
-  if (!look.note.empty()) text += "  " + escaped(look.note);
   return text;
 }
 
@@ -278,9 +276,9 @@ nlohmann::ordered_json to_json(const TopTable& table) {
 }
 
 std::vector<TopLine> top_lines(const TopTable& table, const TopLook& look) {
-  std::vector<TopLine> lines{
-      {title(table, look), look.note.empty() && !table.restarted ? Look::bold : Look::warning},
-      {summary(table.all), Look::plain}};
+  std::vector<TopLine> lines{{title(table), Look::bold}};
+  if (!look.note.empty()) lines.push_back({escaped(look.note), Look::warning});
+  lines.push_back({summary(table.all), Look::plain});
   if (std::string lost = losses(table); !lost.empty()) lines.push_back({std::move(lost), Look::warning});
   if (table.now.spool)
     lines.push_back({spool_text(*table.now.spool), table.now.spool->connected ? Look::plain : Look::warning});

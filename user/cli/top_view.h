@@ -76,7 +76,7 @@ struct TopLine {
 struct TopLook {
   std::size_t width = 0, height = 0;  // 0: as many as it takes
   std::string row_name = "SERVICE";   // what a row is
-  std::string note;                   // a sentence for the first line, such as why there is nothing new
+  std::string note;                   // a warning, such as why there is nothing new
 };
 
 // The table, no line longer and no more of them than there is room for.

@@ -95,7 +95,7 @@ TEST(TopViewTest, CountersThatBeganAnewAreNoNegativeRates) {
     EXPECT_TRUE(table.restarted);
     EXPECT_EQ(table.all.aborts, 10 / uptime);
     EXPECT_THAT(table.newly_lost, ElementsAre(Pair("ring", 2)));
-    EXPECT_THAT(shown(table), HasSubstr("started anew"));
+    EXPECT_THAT(shown(table, {.note = "was started anew"}), HasSubstr("\nwas started anew\n"));
   }
   const TopTable none = compare(&before, snapshot(1000, {}), TopSort::aborts, true);  // twice the same moment
   EXPECT_EQ(none.all.aborts, 0);
@@ -121,7 +121,9 @@ TEST(TopViewTest, FitsTheTerminal) {
       const auto lines = top_lines(table, {.width = columns, .height = rows, .note = ""});
       EXPECT_LE(lines.size(), rows);
       for (const TopLine& line : lines) EXPECT_LE(width(line.text), columns) << line.text;
-      if (rows == 24 && columns > 12) EXPECT_THAT(lines.back().text, HasSubstr("32 more"));
+      if (rows == 24 && columns > 12) {
+        EXPECT_THAT(lines.back().text, HasSubstr("32 more"));
+      }
     }
   EXPECT_EQ(top_lines(table, {}).size(), 55U);
   const std::string screen = top_screen(top_lines(table, {.width = 80, .height = 24, .note = ""}));
