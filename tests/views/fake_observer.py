@@ -49,7 +49,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         path = self.path.split("?")[0]
         if path == "/v1/totals":
-            self.answer(200, "application/json", json.dumps(self.server.observer.next_totals()).encode())
+            totals = self.server.observer.next_totals()
+            if isinstance(totals, int):
+                self.answer(totals, "text/plain", b"not now\n")
+            else:
+                self.answer(200, "application/json", json.dumps(totals).encode())
         elif path == "/" and self.server.observer.page is not None:
             self.answer(200, "text/html; charset=utf-8", self.server.observer.page, self.server.observer.page_headers)
         elif path == "/v1/events" and self.server.observer.readers > 0:
@@ -112,7 +116,7 @@ class FakeObserver:
         self._thread.start()
 
     def serve(self, *answers):
-        """The next answers to /v1/totals, of which the last one stays."""
+        """The next answers to /v1/totals, of which the last one stays; a number is a status."""
         with self._changed:
             self._totals = [copy.deepcopy(answer) for answer in answers]
 
