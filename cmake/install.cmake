@@ -72,6 +72,7 @@ if(TARGET sockalarmd)
   install(FILES docs/man/sockalarmd.8 DESTINATION ${CMAKE_INSTALL_MANDIR}/man8)
   install(FILES user/daemon/systemd/sockalarm.sysusers DESTINATION lib/sysusers.d RENAME sockalarm.conf)
   install(FILES examples/sockalarmd.toml DESTINATION ${CMAKE_INSTALL_DATAROOTDIR}/doc/sockalarmd/examples)
+  install(DIRECTORY deploy/ DESTINATION ${CMAKE_INSTALL_DATAROOTDIR}/doc/sockalarmd/examples)
   # At install time, so that `cmake --install --prefix` counts.
   install(CODE "set(SBINDIR \"\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_SBINDIR}\")
                 configure_file(\"${CMAKE_CURRENT_SOURCE_DIR}/user/daemon/systemd/sockalarmd.service.in\" \"${CMAKE_CURRENT_BINARY_DIR}/sockalarmd.service\" @ONLY)")

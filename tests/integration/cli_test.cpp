@@ -48,6 +48,8 @@ TEST(CliCompletionTest, BashOffersSubcommandsOptionsAndValues) {
   contains("run --on fin,re", "fin,reset");
   contains("run --signal SIGT", "SIGTERM");
   for (const char* shell : {"bash", "zsh", "fish"}) contains("completion \"\"", shell);
+  for (const char* value : {"orphaned", "aborts", "ends"}) contains("top --sort \"\"", value);
+  contains("events --fo", "--follow");
   contains("run --json -- tou", "touch");
   EXPECT_EQ(offered("run -- touch --j"), "  \n");  // the command's, not ours
 }
@@ -55,7 +57,8 @@ TEST(CliCompletionTest, BashOffersSubcommandsOptionsAndValues) {
 TEST(CliCompletionTest, ZshAndFishScriptsHaveOptionsAndValues) {
   const std::string zsh = output_of(kCli + " completion zsh"), fish = output_of(kCli + " completion fish");
   EXPECT_TRUE(zsh.starts_with("#compdef sockalarm\n"));
-  for (const char* words : {"--preserve-status[", "(auto kernel epoll poll)", "_signals", "_normal"})
+  for (const char* words :
+       {"--preserve-status[", "(auto kernel epoll poll)", "_signals", "_normal", "*--filter["})
     EXPECT_NE(zsh.find(words), std::string::npos) << words;
   for (const char* words : {"preserve-status", "'auto kernel epoll poll'", "'bash zsh fish'"})
     EXPECT_NE(fish.find(words), std::string::npos) << words;
@@ -83,7 +86,8 @@ TEST(CliTest, SaysWhatWasExpected) {
     EXPECT_EQ(ended.status, 125);
     EXPECT_NE(ended.errors.find(words), std::string::npos) << ended.errors;
   };
-  says({"bogus"}, "unknown subcommand 'bogus'; expected run, doctor, fds, status, watch, top, events or completion");
+  says({"bogus"},
+       "unknown subcommand 'bogus'; expected run, doctor, fds, status, watch, top, events or completion");
   says({"fds", "abc"}, "'abc' is not a process id; expected a number above 0");
   says({"fds", "-3"}, "-3");
   says({"fds", "99999999999"}, "expected a number above 0");

@@ -131,7 +131,7 @@ def check_contents(packages, root, places):
     for file in ("bin/sockalarm", "sbin/sockalarmd", "lib/systemd/system/sockalarmd.service", "lib/systemd/system/sockalarmd.socket",
                  "lib/systemd/system/run-sockalarm-bpf.mount", "lib/sysusers.d/sockalarm.conf", "share/man/man1/sockalarm.1.gz",
                  "share/man/man3/sockalarm_c.3.gz", "share/man/man8/sockalarmd.8.gz", "share/bash-completion/completions/sockalarm",
-                 "share/zsh/vendor-completions/_sockalarm", "share/fish/vendor_completions.d/sockalarm.fish"):
+                 "share/zsh/vendor-completions/_sockalarm", "share/doc/sockalarmd/examples/prometheus/alerts.yml", "share/fish/vendor_completions.d/sockalarm.fish"):
         expect(f"\n/usr/{file}\n" in listing, f"/usr/{file} is in no package")
     unit = (root.path / "usr/lib/systemd/system/sockalarmd.service").read_text()
     expect("ExecStart=/usr/sbin/sockalarmd " in unit, "the unit does not start /usr/sbin/sockalarmd")

@@ -110,8 +110,8 @@ void print_zsh_subcommand(const CLI::App& sub) {
       continue;
     }
     for (const std::string& name : option->get_lnames()) {
-      std::cout << " \\\n      '" << (option->check_lname("then") ? "*" : "") << "--" << name << "["
-                << zsh_text(option->get_description()) << "]";
+      std::cout << " \\\n      '" << (option->check_lname("then") || option->check_lname("filter") ? "*" : "")
+                << "--" << name << "[" << zsh_text(option->get_description()) << "]";
       if (takes_value(*option)) std::cout << ": :" << zsh_values(*option);
       std::cout << "'";
     }

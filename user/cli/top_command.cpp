@@ -119,7 +119,7 @@ class Top {
 
   void show() {
     if (options_.json) {
-      std::cout << to_json(table_).dump(options_.once ? 2 : -1, ' ', true) << "\n" << std::flush;
+      std::cout << to_json(table_).dump(-1, ' ', true) << "\n" << std::flush;
     } else if (terminal_) {
       const Terminal::Size size = terminal_->size();
       terminal_->show(
