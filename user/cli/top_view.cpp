@@ -100,8 +100,9 @@ bool busier(const TopRow& a, const TopRow& b, TopSort sort) {
 
 std::string causes_text(const std::map<std::string, double>& causes) {
   std::vector<std::pair<std::string, double>> sorted(causes.begin(), causes.end());
-  std::stable_sort(sorted.begin(), sorted.end(),
-                   [](const auto& a, const auto& b) { return a.second > b.second; });
+  std::sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) {
+    return a.second != b.second ? a.second > b.second : a.first < b.first;
+  });
   std::string text;
   for (const auto& [cause, rate] : sorted)
     text.append(text.empty() ? "" : ", ").append(escaped(cause)).append(" ").append(rate_text(rate));
