@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 
@@ -81,18 +82,27 @@ class SCOPED_CAPABILITY MutexUnlock {
 class ConditionVariable {
  public:
   void wait(Mutex& mutex) REQUIRES(mutex) {
-    std::unique_lock<std::mutex> held(mutex.native_, std::adopt_lock);
-    // The caller's scope unlocks, also if the thread is cancelled meanwhile, which unwinds it.
-    const struct Release {
-      std::unique_lock<std::mutex>& held;
-      ~Release() { held.release(); }
-    } release{held};
-    native_.wait(held);
+    Held held(mutex);
+    native_.wait(held.lock);
+  }
+  // False: that time has come.
+  template <class Clock, class Duration>
+  bool wait_until(Mutex& mutex, std::chrono::time_point<Clock, Duration> until) REQUIRES(mutex) {
+    Held held(mutex);
+    return native_.wait_until(held.lock, until) == std::cv_status::no_timeout;
   }
   void notify_one() noexcept { native_.notify_one(); }
   void notify_all() noexcept { native_.notify_all(); }
 
  private:
+  // The caller's scope unlocks, also if the thread is cancelled meanwhile, which unwinds it.
+  struct Held {
+    explicit Held(Mutex& mutex) : lock(mutex.native_, std::adopt_lock) {}
+    Held(const Held&) = delete;
+    Held& operator=(const Held&) = delete;
+    ~Held() { lock.release(); }
+    std::unique_lock<std::mutex> lock;
+  };
   std::condition_variable native_;
 };
 

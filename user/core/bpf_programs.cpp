@@ -20,11 +20,10 @@
 #include <cstdarg>
 #include <cstddef>
 #include <cstring>
-#include <fstream>
-#include <sstream>
 #include <tuple>
 #include <utility>
 
+#include "base/cgroup2.h"
 #include "base/mutex.h"
 #include "core/watch_state.h"
 #include "sockalarm.skel.h"
@@ -119,21 +118,6 @@ Error explain(int failed, const std::string& what, const std::string& libbpf_say
 }
 
 namespace {
-
-// The root of the cgroup v2 hierarchy, wherever it is mounted (proc_pid_mountinfo(5)).
-std::optional<std::string> cgroup2_root() {
-  std::ifstream mounts("/proc/self/mountinfo");
-  for (std::string line; std::getline(mounts, line);) {
-    std::istringstream fields(line);
-    std::string id, parent, device, root, mount_point, word, type;
-    fields >> id >> parent >> device >> root >> mount_point;
-    while (fields >> word && word != "-") {
-    }
-    fields >> type;
-    if (type == "cgroup2" && root == "/") return mount_point;
-  }
-  return std::nullopt;
-}
 
 // In a container's cgroup namespace "/" is not the host's root, and a hook there misses sockets made
 // elsewhere.
