@@ -2,16 +2,15 @@
 #include "observe/attribution.h"
 
 #include <fcntl.h>
-#include <mntent.h>
 #include <sys/stat.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstddef>
-#include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <memory>
+
+#include "base/cgroup2.h"
 
 namespace sockalarm::observe {
 namespace {
@@ -32,7 +31,8 @@ bool without_suffix(std::string_view& name, std::string_view suffix) {
 
 // docker-ID.scope, cri-containerd-ID.scope, crio-ID.scope, libpod-ID.scope; ID by cgroupfs, below /docker or
 // the pod; and SLICE:cri-containerd:ID. Not crio-conmon-ID.scope: that is the monitor of a container.
-bool take_container(std::string_view name, std::string_view parent, Workload& workload) {
+bool take_container(std::string_view name, std::string_view parent, std::string& service,
+                    std::string& container) {
   without_suffix(name, ".scope");
   if (name.size() < kContainerId) return false;
   const std::string_view id = name.substr(name.size() - kContainerId);
@@ -46,8 +46,8 @@ bool take_container(std::string_view name, std::string_view parent, Workload& wo
     runtime = runtime.substr(runtime.rfind(':') + 1);
     if (runtime.ends_with("conmon")) return false;
   }
-  workload.container = id;
-  workload.service = std::string(runtime) + "-" + std::string(id.substr(0, kShortId));
+  container = id;
+  service = std::string(runtime) + "-" + std::string(id.substr(0, kShortId));
   return true;
 }
 
@@ -65,60 +65,113 @@ void take_pod(std::string_view name, Workload& workload) {
   if (digits.size() == 32 && hexadecimal(digits)) workload.pod = uid;
 }
 
-// The sessions of a user are one service; their numbers would be many.
-void take_unit(std::string_view name, std::string_view parent, Workload& workload) {
-  if (name.starts_with("session-") && name.ends_with(".scope") && parent.ends_with(".slice"))
-    workload.service = parent;
-  else if (name.ends_with(".service") || name.ends_with(".scope") || name.ends_with(".socket"))
-    workload.service = name;
+bool is_unit(std::string_view name) {
+  return name.ends_with(".service") || name.ends_with(".scope") || name.ends_with(".socket");
 }
+
+// user-UID.slice below user.slice (systemd-logind.service(8)).
+bool is_slice_of_user(std::string_view name, std::string_view parent) {
+  constexpr std::string_view kUser = "user-";
+  if (parent != "user.slice" || !name.starts_with(kUser) || !without_suffix(name, ".slice")) return false;
+  name.remove_prefix(kUser.size());
+  return !name.empty() && name.find_first_not_of("0123456789") == std::string_view::npos;
+}
+
+// systemd-run(1) without --unit: run-u7, run-rHEX, run-p7-i8.
+bool is_transient(std::string_view name) {
+  constexpr std::string_view kRun = "run-";
+  if (!name.starts_with(kRun)) return false;
+  name.remove_prefix(kRun.size());
+  if (name.size() < 2 || (name[0] != 'u' && name[0] != 'r' && name[0] != 'p')) return false;
+  return name.find_first_not_of("0123456789abcdefi-", 1) == std::string_view::npos;
+}
+
+// NUMBER-LOCAL-REMOTE, or NUMBER-PID-UID on a Unix socket: systemd.socket(5), Accept=.
+bool is_connection(std::string_view instance) {
+  const auto first = instance.find('-');
+  return first != std::string_view::npos && first > 0 &&
+         instance.find('-', first + 1) != std::string_view::npos &&
+         instance.substr(0, first).find_first_not_of("0123456789") == std::string_view::npos &&
+         instance.find_first_not_of("0123456789abcdef.:-") == std::string_view::npos;
+}
+
+std::string unit_label(std::string_view unit) {
+  const auto dot = unit.rfind('.'), at = unit.find('@');
+  const std::string_view name = unit.substr(0, dot), suffix = unit.substr(dot);
+  if (is_transient(name)) return "run-*" + std::string(suffix);
+  if (name.size() > kContainerId && name[name.size() - kContainerId - 1] == '-' &&
+      hexadecimal(name.substr(name.size() - kContainerId)))  // conmon's
+    return std::string(name.substr(0, name.size() - kContainerId)) + "*" + std::string(suffix);
+  if (at < dot && is_connection(name.substr(at + 1)))
+    return std::string(unit.substr(0, at + 1)) + std::string(suffix);
+  return std::string(unit);
+}
+
+// LXC makes the cgroup of a container itself, and its systemd makes slices in it.
+bool is_of_lxc(std::string_view name) { return name.starts_with("lxc.payload."); }
 
 }  // namespace
 
 Workload workload_of(std::string_view path) {
   Workload workload;
+  while (path.starts_with('/')) path.remove_prefix(1);
+  const std::string_view whole = path;
   std::string_view parent;
+  bool below_slices = true;  // as all units of the host's systemd are
   while (!path.empty()) {
     const std::string_view name = path.substr(0, path.find('/'));
     path.remove_prefix(std::min(path.size(), name.size() + 1));
     if (name.empty()) continue;
-    take_pod(name, workload);
-    if (!take_container(name, parent, workload)) take_unit(name, parent, workload);
+    if (!workload.of_user && workload.container.empty()) take_pod(name, workload);
+    if (below_slices && is_slice_of_user(name, parent)) {
+      workload.of_user = true;
+      workload.service = name;
+      below_slices = false;
+    } else if (std::string service;
+               workload.container.empty() && take_container(name, parent, service, workload.container)) {
+      if (!workload.of_user) workload.service = service;
+      below_slices = false;
+    } else if (below_slices && (is_unit(name) || is_of_lxc(name))) {
+      workload.service = is_unit(name) ? unit_label(name) : std::string(name);
+      below_slices = false;
+    } else if (!name.ends_with(".slice")) {
+      below_slices = false;
+    }
     parent = name;
   }
-  if (workload.service.empty()) workload.service = parent;
+  // Made by hand, or a slice: with its slashes it is no unit's name.
+  if (workload.service.empty()) workload.service = whole;
   return workload;
 }
 
 Result<CgroupPaths> CgroupPaths::open() {
-  const std::unique_ptr<FILE, int (*)(FILE*)> mounts(::setmntent("/proc/self/mounts", "re"), ::endmntent);
-  if (!mounts) return fail(Error::from_errno(errno, "/proc/self/mounts"));
+  const auto root = cgroup2_root();
+  if (!root)
+    return fail(Error(Errc::unsupported,
+                      "no cgroup v2 is mounted; attribution needs one, usually at /sys/fs/cgroup"));
   CgroupPaths paths;
-  mntent entry{};
-  char buffer[4096];
-  while (::getmntent_r(mounts.get(), &entry, buffer, sizeof buffer) != nullptr) {
-    if (std::strcmp(entry.mnt_type, "cgroup2") != 0) continue;
-    paths.root_ = entry.mnt_dir;
-    paths.root_fd_ = UniqueFd(::open(entry.mnt_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (paths.root_fd_) return paths;
-  }
-  return fail(
-      Error(Errc::unsupported, "no cgroup v2 is mounted; attribution needs one, usually at /sys/fs/cgroup"));
+  paths.root_ = *root;
+  paths.root_fd_ = UniqueFd(::open(root->c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!paths.root_fd_) return fail(Error::from_errno(errno, *root));
+  return paths;
 }
 
-std::optional<std::string> CgroupPaths::by_handle(std::uint64_t cgroup, bool& permitted) const {
+Result<std::optional<std::string>> CgroupPaths::by_handle(std::uint64_t cgroup, bool& permitted) const {
   alignas(file_handle) char space[sizeof(file_handle) + sizeof cgroup] = {};
   auto* const handle = reinterpret_cast<file_handle*>(space);
   handle->handle_bytes = sizeof cgroup;
   handle->handle_type = kKernfsHandle;
   std::memcpy(space + offsetof(file_handle, f_handle), &cgroup, sizeof cgroup);
   const UniqueFd opened(::open_by_handle_at(root_fd_.get(), handle, O_PATH | O_CLOEXEC));
-  permitted = opened || errno == ESTALE;
-  if (!opened) return std::nullopt;
+  const int failed = opened ? 0 : errno;
+  permitted = failed != EPERM && failed != EOPNOTSUPP && failed != EINVAL;
+  if (!permitted || failed == ESTALE) return std::nullopt;
+  if (failed != 0) return fail(Error::from_errno(failed, "open_by_handle_at() of a cgroup"));
   std::error_code error;
   std::string path =
       std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(opened.get()), error).string();
-  if (error || !path.starts_with(root_)) return std::nullopt;
+  if (error) return fail(Error(error, "the path of a cgroup: " + error.message()));
+  if (!path.starts_with(root_)) return std::nullopt;
   path.erase(0, root_.size());
   constexpr std::string_view kDeleted =
       " (deleted)";  // d_path(): removed, but the name still says whose it was
@@ -126,25 +179,31 @@ std::optional<std::string> CgroupPaths::by_handle(std::uint64_t cgroup, bool& pe
   return path.empty() ? "/" : path;
 }
 
-std::optional<std::string> CgroupPaths::by_walk(std::uint64_t cgroup) const {
-  // The number of the inode is the id where ino_t has 64 bits (kernfs_ino()).
+Result<std::optional<std::string>> CgroupPaths::by_walk(std::uint64_t cgroup) const {
+  std::error_code error;
+  // The number of the inode is the id where ino_t has 64 bits (kernfs_ino()). One that has vanished meanwhile
+  // was not it, or is gone all the same.
   const auto has_id = [&](const std::string& path) {
     struct stat status{};
-    return ::stat(path.c_str(), &status) == 0 && status.st_ino == cgroup;
+    if (::stat(path.c_str(), &status) == 0) return status.st_ino == cgroup;
+    if (errno != ENOENT && errno != ENODEV && errno != EACCES) error.assign(errno, std::system_category());
+    return false;
   };
   if (has_id(root_)) return "/";
-  std::error_code error;
   const auto skip = std::filesystem::directory_options::skip_permission_denied;
-  for (std::filesystem::recursive_directory_iterator at(root_, skip, error), end; at != end;
-       at.increment(error)) {
-    if (error) break;
-    if (at->is_directory(error) && has_id(at->path().string()))
+  std::filesystem::recursive_directory_iterator at;
+  if (!error) at = std::filesystem::recursive_directory_iterator(root_, skip, error);
+  for (const std::filesystem::recursive_directory_iterator end; !error && at != end; at.increment(error)) {
+    std::error_code gone;
+    if (at->is_directory(gone) && has_id(at->path().string()))
       return at->path().string().substr(root_.size());
+    if (error) break;
   }
+  if (error) return fail(Error(error, "a walk over " + root_ + ": " + error.message()));
   return std::nullopt;
 }
 
-std::optional<std::string> CgroupPaths::path(std::uint64_t cgroup) const {
+Result<std::optional<std::string>> CgroupPaths::path(std::uint64_t cgroup) const {
   bool permitted = false;
   auto found = by_handle(cgroup, permitted);
   return permitted ? found : by_walk(cgroup);
@@ -152,7 +211,9 @@ std::optional<std::string> CgroupPaths::path(std::uint64_t cgroup) const {
 
 bool CgroupPaths::exists(std::uint64_t cgroup) const {
   const auto found = path(cgroup);
-  const auto now = found ? id(*found) : fail(Error(Errc::unsupported, ""));
+  if (!found) return true;  // that it has gone is not known
+  if (!*found) return false;
+  const auto now = id(**found);
   return now && *now == cgroup;
 }
 
@@ -165,14 +226,17 @@ Result<std::uint64_t> CgroupPaths::id(const std::string& path) const {
 }
 
 const Workload& Attribution::of(std::uint64_t cgroup) {
+  if (cgroup == 0) return unknown_;
   if (const auto known = entries_.find(cgroup); known != entries_.end()) {
     recent_.splice(recent_.begin(), recent_, known->second);
     return known->second->second;
   }
+  const auto path = path_of_(cgroup);
+  if (!path) return unknown_;
   Workload workload;
-  if (const auto path = cgroup == 0 ? std::nullopt : path_of_(cgroup)) {
-    workload = workload_of(*path);
-    if (resolver_) resolver_(workload);
+  if (*path) {
+    workload = workload_of(**path);
+    if (resolver_ && !workload.of_user) resolver_(workload);
   }
   if (entries_.size() >= capacity_) {
     entries_.erase(recent_.back().first);

@@ -17,14 +17,21 @@ namespace sockalarm::observe {
 
 // Whose work a socket was. What is not known is empty.
 struct Workload {
-  std::string service;    // a systemd unit; of a container without one RUNTIME-SHORT_ID
+  std::string service;    // a systemd unit, RUNTIME-SHORT_ID of a container, the slice of a user
   std::string container;  // 64 hexadecimal digits
   std::string pod;        // uid of a Kubernetes pod
+  bool of_user = false;   // below the slice of a user, who may have chosen the container's name
   bool operator==(const Workload&) const = default;
 };
 
 // From a path below the root of cgroup v2, as systemd, Docker, containerd, CRI-O, Podman and the kubelet form
-// it, with systemd's driver or by cgroupfs. The innermost container and the innermost unit in it count.
+// it, with systemd's driver or by cgroupfs.
+//
+// A name says who somebody is only where none but the host's systemd or root could choose it, so: the
+// outermost unit counts, for what is below belongs to whom it was delegated to, but the outermost container
+// in it counts before it; everything of a user is one service, as user-1000.slice. And a service is to be one
+// label, so units that have another number each time are without it: run-*.service of systemd-run(1),
+// sshd@.service of the connections of a socket with Accept=yes.
 Workload workload_of(std::string_view cgroup_path);
 
 // Paths of cgroups by their id. One thread.
@@ -34,28 +41,30 @@ class CgroupPaths {
   static Result<CgroupPaths> open();
 
   // Below the root, with a leading slash; empty: there is no such cgroup any more. By open_by_handle_at(2),
-  // which needs CAP_DAC_READ_SEARCH; without it by walking the tree.
-  std::optional<std::string> path(std::uint64_t cgroup) const;
+  // which needs CAP_DAC_READ_SEARCH; without it by walking the tree. An error, as of too many open files: it
+  // could not be found out now.
+  Result<std::optional<std::string>> path(std::uint64_t cgroup) const;
   // Whether it is there now: it may have gone, and still be known by the sockets that it had.
   bool exists(std::uint64_t cgroup) const;
   // The other way round. Errors: there is no such cgroup.
   Result<std::uint64_t> id(const std::string& path) const;
 
  private:
-  std::optional<std::string> by_handle(std::uint64_t cgroup, bool& permitted) const;
-  std::optional<std::string> by_walk(std::uint64_t cgroup) const;
+  Result<std::optional<std::string>> by_handle(std::uint64_t cgroup, bool& permitted) const;
+  Result<std::optional<std::string>> by_walk(std::uint64_t cgroup) const;
 
   std::string root_;
   UniqueFd root_fd_;
 };
 
 // Workloads by the id of the cgroup, the last used remembered: an id is never used again, and a cgroup of v2
-// cannot be renamed, so what was found stays true, also that there is none any more. One thread.
+// cannot be renamed, so what was found stays true, also that there is none any more. What could not be found
+// out is asked again the next time. One thread.
 class Attribution {
  public:
-  using PathOf = std::function<std::optional<std::string>(std::uint64_t cgroup)>;
+  using PathOf = std::function<Result<std::optional<std::string>>(std::uint64_t cgroup)>;
   // May give the service of a workload a better name, as of a container by its runtime; asked once per
-  // cgroup.
+  // cgroup, but not of a user's.
   using Resolver = std::function<void(Workload&)>;
 
   explicit Attribution(PathOf path_of, Resolver resolver = {}, std::size_t capacity = 4096)
@@ -66,6 +75,7 @@ class Attribution {
  private:
   using Entry = std::pair<std::uint64_t, Workload>;
 
+  const Workload unknown_;
   PathOf path_of_;
   Resolver resolver_;
   std::size_t capacity_;

@@ -4,14 +4,21 @@
 #include <gtest/gtest.h>
 #include <mntent.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <memory>
 #include <vector>
 
+#include "faults/failing_call.h"
+
 namespace sockalarm::observe {
 namespace {
+
+using sockalarm::test::FailingCall;
+using sockalarm::test::kEvery;
 
 const std::string kId = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 const std::string kUid = "8dbc1c2e-6b5f-4f6e-9a3b-0d3c5a7e9f10",
@@ -28,24 +35,50 @@ TEST(Attribution, KnowsTheFormsOfPaths) {
       {"/system.slice/nginx.service", {"nginx.service", "", ""}},
       {"/system.slice/system-getty.slice/getty@tty1.service", {"getty@tty1.service", "", ""}},
       {"/system.slice/postgresql.service/workers/3", {"postgresql.service", "", ""}},
-      {"/user.slice/user-1000.slice/session-7.scope", {"user-1000.slice", "", ""}},
-      {"/user.slice/user-1000.slice/user@1000.service/app.slice/sync.service", {"sync.service", "", ""}},
+      {"/user.slice/user-1000.slice/session-7.scope", {"user-1000.slice", "", "", true}},
+      {"/user.slice/user-1000.slice/user@1000.service/app.slice/nginx.service",
+       {"user-1000.slice", "", "", true}},
+      {"/user.slice/user-1000.slice/user@1000.service/app.slice/run-u7.service",
+       {"user-1000.slice", "", "", true}},
+      {"/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-" + kId + ".scope/container",
+       {"user-1000.slice", kId, "", true}},
+      {"/user.slice/user-1000.slice/user@1000.service/kubepods/pod" + kUid + "/x",
+       {"user-1000.slice", "", "", true}},
+      {"/user.slice/user-1000.slice", {"user-1000.slice", "", "", true}},
+      {"/web.slice/user-1000.slice/nginx.service", {"nginx.service", "", ""}},
+      {"/system.slice/runner.service/nginx.service", {"runner.service", "", ""}},
+      {"/system.slice/runner.service/system.slice/nginx.service", {"runner.service", "", ""}},
+      {"/machine.slice/systemd-nspawn@web.service/payload/system.slice/nginx.service",
+       {"systemd-nspawn@web.service", "", ""}},
+      {"/lxc.payload.web/system.slice/nginx.service", {"lxc.payload.web", "", ""}},
+      {"/delegated/nginx.service", {"delegated/nginx.service", "", ""}},
+      {"/system.slice/run-u123.service", {"run-*.service", "", ""}},
+      {"/system.slice/run-r0f1e2d3c4b5a69788796a5b4c3d2e1f0.scope", {"run-*.scope", "", ""}},
+      {"/system.slice/run-p4711-i8.service", {"run-*.service", "", ""}},
+      {"/system.slice/run-backup.service", {"run-backup.service", "", ""}},
+      {"/system.slice/system-sshd.slice/sshd@12-192.0.2.1:22-198.51.100.9:50122.service",
+       {"sshd@.service", "", ""}},
+      {"/system.slice/echo@3-2001:db8::1:7-2001:db8::9:50122.service", {"echo@.service", "", ""}},
+      {"/system.slice/system-systemd\\x2dcoredump.slice/systemd-coredump@7-1234-0.service",
+       {"systemd-coredump@.service", "", ""}},
+      {"/system.slice/postgresql@15-main.service", {"postgresql@15-main.service", "", ""}},
       {"/init.scope", {"init.scope", "", ""}},
       {"/", {"", "", ""}},
       {"", {"", "", ""}},
-      {"/batch/nightly", {"nightly", "", ""}},
+      {"/batch/nightly", {"batch/nightly", "", ""}},
       {"/system.slice/docker-" + kId + ".scope", {"docker-0123456789ab", kId, ""}},
       {"/docker/" + kId, {"docker-0123456789ab", kId, ""}},
-      {"/system.slice/docker-" + kId + ".scope/system.slice/nginx.service", {"nginx.service", kId, ""}},
+      {"/system.slice/docker-" + kId + ".scope/system.slice/nginx.service", {"docker-0123456789ab", kId, ""}},
+      {"/docker/" + kId + "/docker/" + std::string(64, 'f'), {"docker-0123456789ab", kId, ""}},
       {"/machine.slice/libpod-" + kId + ".scope/container", {"libpod-0123456789ab", kId, ""}},
-      {"/machine.slice/libpod-conmon-" + kId + ".scope", {"libpod-conmon-" + kId + ".scope", "", ""}},
+      {"/machine.slice/libpod-conmon-" + kId + ".scope", {"libpod-conmon-*.scope", "", ""}},
       {"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + kUidBySystemd +
            ".slice/cri-containerd-" + kId + ".scope",
        {"cri-containerd-0123456789ab", kId, kUid}},
       {"/kubepods.slice/kubepods-pod" + kUidBySystemd + ".slice/crio-" + kId + ".scope",
        {"crio-0123456789ab", kId, kUid}},
       {"/kubepods.slice/kubepods-pod" + kUidBySystemd + ".slice/crio-conmon-" + kId + ".scope",
-       {"crio-conmon-" + kId + ".scope", "", kUid}},
+       {"crio-conmon-*.scope", "", kUid}},
       {"/kubepods/burstable/pod" + kUid + "/" + kId, {"container-0123456789ab", kId, kUid}},
       {"/kubepods/besteffort/pod" + kHash + "/" + kId, {"container-0123456789ab", kId, kHash}},
       {"/system.slice/containerd.service/kubepods-burstable-pod" + kUidBySystemd +
@@ -59,6 +92,7 @@ TEST(Attribution, KnowsTheFormsOfPaths) {
     EXPECT_EQ(found.service, form.workload.service) << form.path;
     EXPECT_EQ(found.container, form.workload.container) << form.path;
     EXPECT_EQ(found.pod, form.workload.pod) << form.path;
+    EXPECT_EQ(found.of_user, form.workload.of_user) << form.path;
   }
 }
 
@@ -82,6 +116,24 @@ TEST(Attribution, AsksOnceForEachCgroupAndForgetsTheLeastRecentlyUsed) {
   EXPECT_EQ(asked.size(), 4U);
   EXPECT_EQ(attribution.of(0), Workload{});
   EXPECT_EQ(asked.size(), 4U) << "there is no cgroup 0";
+}
+
+TEST(Attribution, AsksAgainForWhatCouldNotBeFoundOut) {
+  bool fails = true;
+  Attribution attribution([&](std::uint64_t) -> Result<std::optional<std::string>> {
+    if (fails) return fail(Error::from_errno(EMFILE, "the test"));
+    return "/system.slice/a.service";
+  });
+  EXPECT_EQ(attribution.of(1), Workload{});
+  fails = false;
+  EXPECT_EQ(attribution.of(1).service, "a.service");
+}
+
+TEST(Attribution, AUserCannotHaveTheNameOfAContainer) {
+  Attribution attribution(
+      [](std::uint64_t) { return "/user.slice/user-1000.slice/user@1000.service/docker-" + kId + ".scope"; },
+      [](Workload& workload) { workload.service = "shop"; });
+  EXPECT_EQ(attribution.of(7).service, "user-1000.slice");
 }
 
 TEST(Attribution, AResolverGivesTheBetterName) {
@@ -112,8 +164,8 @@ TEST(CgroupPaths, FindTheRootAndNoneThatIsNotThere) {
   if (root.empty()) GTEST_SKIP() << "no cgroup v2 here";
   const auto paths = CgroupPaths::open();
   ASSERT_TRUE(paths) << paths.error().message();
-  EXPECT_EQ(paths->path(inode(root)), "/");
-  EXPECT_EQ(paths->path(0x7fffffffffffff), std::nullopt);
+  EXPECT_EQ(paths->path(inode(root)).value(), "/");
+  EXPECT_EQ(paths->path(0x7fffffffffffff).value(), std::nullopt);
 }
 
 TEST(CgroupPaths, FindACgroupUntilItIsGone) {
@@ -124,11 +176,22 @@ TEST(CgroupPaths, FindACgroupUntilItIsGone) {
   const auto paths = CgroupPaths::open();
   EXPECT_TRUE(paths);
   if (paths) {
-    EXPECT_EQ(paths->path(id), name);
+    EXPECT_EQ(paths->path(id).value(), name);
+    for (const int error : {EMFILE, ENFILE, ENOMEM}) {
+      FailingCall no_handle({"open_by_handle_at()", SYS_open_by_handle_at, error}, 1);
+      no_handle.run([&] {
+        EXPECT_FALSE(paths->path(id)) << "not known now";
+        EXPECT_EQ(paths->path(id).value(), name);
+      });
+      FailingCall again({"open_by_handle_at()", SYS_open_by_handle_at, error}, kEvery);
+      again.run([&] { EXPECT_TRUE(paths->exists(id)) << "nothing says that it has gone"; });
+    }
+    FailingCall not_permitted({"open_by_handle_at()", SYS_open_by_handle_at, EPERM}, kEvery);
+    not_permitted.run([&] { EXPECT_EQ(paths->path(id).value(), name); });
   }
   EXPECT_EQ(::rmdir(folder.c_str()), 0);
   if (paths) {
-    EXPECT_EQ(paths->path(id), std::nullopt);
+    EXPECT_EQ(paths->path(id).value(), std::nullopt);
   }
 }
 
