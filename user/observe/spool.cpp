@@ -47,15 +47,37 @@ nanoseconds created_by_boottime(const Header& header) {
   return now_by(CLOCK_BOOTTIME) - std::max(age, nanoseconds(0));
 }
 
+// As many bytes as there are; an errno where the disk, or memory, fails.
+Result<std::size_t> read_at(int fd, char* into, std::size_t size, std::uint64_t offset) {
+  std::size_t done = 0;
+  while (done < size) {
+    const ssize_t count = ::pread(fd, into + done, size - done, static_cast<off_t>(offset + done));
+    if (count == 0) break;
+    if (count > 0)
+      done += static_cast<std::size_t>(count);
+    else if (errno != EINTR)
+      return fail(Error::from_errno(errno, "pread() of the spool"));
+  }
+  return done;
+}
+
+template <class T>
+Result<bool> read_whole(int fd, T& value, std::uint64_t offset) {
+  const auto size = read_at(fd, reinterpret_cast<char*>(&value), sizeof value, offset);
+  if (!size) return fail(size.error());
+  return *size == sizeof value;
+}
+
 // The bytes of the record at `offset`, if there is a whole one.
-std::optional<std::string> read_frame(int fd, std::uint64_t offset, std::uint64_t number) {
+Result<std::optional<std::string>> read_frame(int fd, std::uint64_t offset, std::uint64_t number) {
   Frame frame;
-  if (::pread(fd, &frame, sizeof frame, static_cast<off_t>(offset)) != static_cast<ssize_t>(sizeof frame))
-    return {};
-  if (frame.length > kLongestSegment) return {};
+  const auto whole = read_whole(fd, frame, offset);
+  if (!whole) return fail(whole.error());
+  if (!*whole || frame.length > kLongestSegment) return std::nullopt;
   std::string bytes(frame.length, '\0');
-  const ssize_t count = ::pread(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset + sizeof frame));
-  if (count != static_cast<ssize_t>(bytes.size()) || frame.crc != frame_crc(number, bytes)) return {};
+  const auto size = read_at(fd, bytes.data(), bytes.size(), offset + sizeof frame);
+  if (!size) return fail(size.error());
+  if (*size != bytes.size() || frame.crc != frame_crc(number, bytes)) return std::nullopt;
   return bytes;
 }
 
@@ -83,17 +105,19 @@ Result<std::unique_ptr<Spool>> Spool::open(Options options, Losses& losses) {
   if (::flock(spool->lock_.get(), LOCK_EX | LOCK_NB) != 0)
     return fail(Error::from_errno(
         errno, "another process has the spool " + folder.string() + "; each needs its own"));
-  spool->acknowledged_file_ =
-      UniqueFd(::open((folder / "acknowledged").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, kMode));
-  if (!spool->acknowledged_file_) return fail(Error::from_errno(errno, (folder / "acknowledged").string()));
   if (auto recovered = spool->recover(); !recovered) return fail(recovered.error());
   return spool;
 }
 
 Result<void> Spool::recover() {
+  const MutexLock lock(mutex_);
+  const std::string acknowledged = (options_.folder / "acknowledged").string();
+  acknowledged_file_ = UniqueFd(::open(acknowledged.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, kMode));
+  if (!acknowledged_file_) return fail(Error::from_errno(errno, acknowledged));
   Acknowledged noted;
-  if (::pread(acknowledged_file_.get(), &noted, sizeof noted, 0) == static_cast<ssize_t>(sizeof noted) &&
-      noted.crc == crc32c(bytes_of(noted.number)))
+  const auto whole = read_whole(acknowledged_file_.get(), noted, 0);
+  if (!whole) return fail(whole.error().with_context(acknowledged));
+  if (*whole && noted.crc == crc32c(bytes_of(noted.number)))
     acknowledged_ = noted.number;  // otherwise all comes again
   std::vector<std::filesystem::path> files;
   std::error_code error;
@@ -107,18 +131,21 @@ Result<void> Spool::recover() {
   next_ = acknowledged_ + 1;
   if (!segments_.empty()) next_ = std::max(next_, segments_.back().end());
   settle();
+  synced_ = acknowledged_;
   read_next_ = acknowledged_ + 1;
   return {};
 }
 
 Result<void> Spool::recover_segment(const std::filesystem::path& file) {
+  const auto unreadable = [&](const Error& error) { return fail(error.with_context(file.string())); };
   const UniqueFd fd(::open(file.c_str(), O_RDONLY | O_CLOEXEC));
   struct stat status{};
   if (!fd || ::fstat(fd.get(), &status) != 0) return fail(Error::from_errno(errno, file.string()));
   Header header;
-  const bool whole = ::pread(fd.get(), &header, sizeof header, 0) == static_cast<ssize_t>(sizeof header);
+  const auto whole = read_whole(fd.get(), header, 0);
+  if (!whole) return unreadable(whole.error());
   const auto earliest = segments_.empty() ? std::uint64_t{1} : segments_.back().end();
-  if (!whole || !header.valid() || header.first < earliest) {
+  if (!*whole || !header.valid() || header.first < earliest) {
     // Made, and not yet written to; or damaged.
     if (status.st_size > static_cast<off_t>(sizeof header)) ++losses_.spool_corrupt;
     std::error_code ignored;
@@ -126,16 +153,19 @@ Result<void> Spool::recover_segment(const std::filesystem::path& file) {
     return {};
   }
   Segment segment{header.first, 0, sizeof header, created_by_boottime(header), file};
-  while (const auto bytes = read_frame(fd.get(), segment.size, segment.end())) {
-    segment.size += sizeof(Frame) + bytes->size();
+  for (;;) {
+    const auto bytes = read_frame(fd.get(), segment.size, segment.end());
+    if (!bytes) return unreadable(bytes.error());
+    if (!*bytes) break;
+    segment.size += sizeof(Frame) + (*bytes)->size();
     ++segment.count;
   }
   // Less than a record is a write amid which the process died; a whole one with other bytes is damage.
   Frame frame;
   const auto rest = static_cast<std::uint64_t>(status.st_size) - segment.size;
-  if (rest >= sizeof frame && ::pread(fd.get(), &frame, sizeof frame, static_cast<off_t>(segment.size)) > 0 &&
-      sizeof frame + frame.length <= rest)
-    ++losses_.spool_corrupt;
+  const auto next = read_whole(fd.get(), frame, segment.size);
+  if (!next) return unreadable(next.error());
+  if (*next && sizeof frame + frame.length <= rest) ++losses_.spool_corrupt;
   segments_.push_back(std::move(segment));
   return {};
 }
@@ -167,7 +197,7 @@ Result<void> Spool::begin_segment() {
 }
 
 Result<std::uint64_t> Spool::append(std::string_view bytes) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   auto number = append_locked(bytes);
   if (!number) ++losses_.spool_write;
   return number;
@@ -205,51 +235,89 @@ Result<std::uint64_t> Spool::append_locked(std::string_view bytes) {
   return next_++;
 }
 
+// By descriptors of its own: a segment may meanwhile be complete, or gone. So are the names of the files.
 Result<void> Spool::sync() {
-  const std::lock_guard lock(mutex_);
-  if (writing_ && ::fdatasync(writing_.get()) != 0)
-    return fail(Error::from_errno(errno, "fdatasync() of the spool"));
+  std::vector<std::filesystem::path> files;
+  std::uint64_t through = 0;
+  {
+    const MutexLock lock(mutex_);
+    for (const Segment& segment : segments_)
+      if (segment.end() > synced_ + 1 && segment.count > 0) files.push_back(segment.file);
+    through = next_ - 1;
+    if (through == synced_) return {};
+  }
+  files.push_back(options_.folder);
+  for (const auto& file : files) {
+    const UniqueFd fd(::open(file.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!fd && errno == ENOENT) continue;
+    if (!fd || ::fdatasync(fd.get()) != 0)
+      return fail(Error::from_errno(errno, "fdatasync() of the spool, " + file.string()));
+  }
+  const MutexLock lock(mutex_);
+  synced_ = std::max(synced_, through);
   return {};
 }
 
 bool Spool::open_for_reading() {
   const auto at = std::find_if(segments_.begin(), segments_.end(),
-                               [&](const Segment& s) { return s.end() > read_next_; });
+                               [next = read_next_](const Segment& s) { return s.end() > next; });
   if (at == segments_.end()) return false;
   if (reading_ && reading_first_ == at->first) return true;
   reading_ = UniqueFd(::open(at->file.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!reading_) return false;  // too many open files: later
-  reading_first_ = at->first;
+  if (!reading_) {  // too many open files, an error of the disk: later
+    ++read_errors_;
+    return false;
+  }
+  reading_first_ = reading_number_ = at->first;
   read_offset_ = sizeof(Header);
-  for (std::uint64_t number = at->first; number < read_next_; ++number)  // after a restart
-    if (const auto bytes = read_frame(reading_.get(), read_offset_, number))
-      read_offset_ += sizeof(Frame) + bytes->size();
   read_next_ = std::max(read_next_, at->first);
   return true;
 }
 
+// Of the open segment; after a restart, past what was acknowledged.
+std::optional<std::string> Spool::read_next() {
+  for (;;) {
+    auto bytes = read_frame(reading_.get(), read_offset_, reading_number_);
+    if (!bytes) {
+      ++read_errors_;
+      return std::nullopt;
+    }
+    if (!*bytes) {
+      give_up_segment();
+      return std::nullopt;
+    }
+    read_offset_ += sizeof(Frame) + (*bytes)->size();
+    if (reading_number_++ < read_next_) continue;
+    ++read_next_;
+    return std::move(*bytes);
+  }
+}
+
+// Somebody else has written to the file: what is left of the segment cannot be found.
+void Spool::give_up_segment() {
+  const auto segment = std::find_if(segments_.begin(), segments_.end(),
+                                    [first = reading_first_](const Segment& s) { return s.first == first; });
+  ++losses_.spool_corrupt;
+  for (; read_next_ < segment->end(); ++read_next_) beyond_.insert(read_next_);
+  settle();
+  reading_.reset();
+}
+
 std::vector<Spool::Entry> Spool::read(std::size_t at_most) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   std::vector<Entry> entries;
   while (entries.size() < at_most && open_for_reading()) {
-    auto bytes = read_frame(reading_.get(), read_offset_, read_next_);
-    if (!bytes) {  // somebody else has written to the file: what is left of the segment cannot be found
-      const auto segment = std::find_if(segments_.begin(), segments_.end(),
-                                        [&](const Segment& s) { return s.first == reading_first_; });
-      ++losses_.spool_corrupt;
-      for (; read_next_ < segment->end(); ++read_next_) beyond_.insert(read_next_);
-      settle();
-      reading_.reset();
-      continue;
-    }
-    read_offset_ += sizeof(Frame) + bytes->size();
-    entries.push_back({read_next_++, std::move(*bytes)});
+    const auto errors = read_errors_;
+    if (auto bytes = read_next())
+      entries.push_back({read_next_ - 1, std::move(*bytes)});
+    else if (read_errors_ != errors)
+      break;
   }
   return entries;
 }
 
 void Spool::acknowledge(std::uint64_t number) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (number <= acknowledged_ || number >= next_) return;
   beyond_.insert(number);
   settle();
@@ -303,12 +371,12 @@ void Spool::apply_caps(std::uint64_t incoming) {
 }
 
 void Spool::drop_too_old() {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   apply_caps(0);
 }
 
 Spool::State Spool::state() const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   State state;
   for (const Segment& segment : segments_) {
     state.bytes += segment.size;
@@ -318,6 +386,7 @@ Spool::State Spool::state() const {
     if (state.oldest.count() == 0) state.oldest = now_by(CLOCK_BOOTTIME) - segment.created;
   }
   state.pending -= beyond_.size();
+  state.read_errors = read_errors_;
   return state;
 }
 

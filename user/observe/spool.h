@@ -9,12 +9,13 @@
 #include <deque>
 #include <filesystem>
 #include <memory>
-#include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "base/mutex.h"
 #include "observe/losses.h"
 
 namespace sockalarm::observe {
@@ -44,9 +45,11 @@ class Spool {
     std::uint64_t bytes = 0;
     std::uint64_t pending = 0;  // records not acknowledged; after a restart those that are in the files
     std::chrono::nanoseconds oldest{};  // age of the oldest segment with such a record
+    std::uint64_t read_errors = 0;      // of the disk, not of what stands there: read() tries again
   };
 
-  // Makes the folder; continues where another process stopped. `losses` outlives the spool.
+  // Makes the folder; continues where another process stopped. A file that the disk cannot read is an error:
+  // it may be whole. `losses` outlives the spool.
   static Result<std::unique_ptr<Spool>> open(Options options, Losses& losses);
   Spool(const Spool&) = delete;
   Spool& operator=(const Spool&) = delete;
@@ -55,9 +58,11 @@ class Spool {
   // An error: not taken, counted as spool_write, what was there before is whole. The longest is an eighth of
   // max_bytes, or 16 MiB.
   Result<std::uint64_t> append(std::string_view bytes);
-  Result<void> sync();  // to the disk
+  // What append() has taken before, to the disk. append() does not wait for it.
+  Result<void> sync();
 
-  // The next ones after those that were read, oldest first; none: there are no more now.
+  // The next ones after those that were read, oldest first; none: there are no more now, or they cannot be
+  // read now.
   std::vector<Entry> read(std::size_t at_most);
   // In any order; twice does no harm.
   void acknowledge(std::uint64_t number);
@@ -76,26 +81,33 @@ class Spool {
 
   explicit Spool(Options options, Losses& losses);
   Result<void> recover();
-  Result<void> recover_segment(const std::filesystem::path& file);
-  Result<void> begin_segment();
-  Result<std::uint64_t> append_locked(std::string_view bytes);
-  void drop_oldest(Losses::Count& count);
-  void apply_caps(std::uint64_t incoming);
-  void settle();
-  bool open_for_reading();
+  Result<void> recover_segment(const std::filesystem::path& file) REQUIRES(mutex_);
+  Result<void> begin_segment() REQUIRES(mutex_);
+  Result<std::uint64_t> append_locked(std::string_view bytes) REQUIRES(mutex_);
+  void drop_oldest(Losses::Count& count) REQUIRES(mutex_);
+  void apply_caps(std::uint64_t incoming) REQUIRES(mutex_);
+  void settle() REQUIRES(mutex_);
+  bool open_for_reading() REQUIRES(mutex_);
+  std::optional<std::string> read_next() REQUIRES(mutex_);
+  void give_up_segment() REQUIRES(mutex_);
 
   const Options options_;
   const std::uint64_t segment_bytes_;
   Losses& losses_;
-  mutable std::mutex mutex_;
-  UniqueFd lock_, writing_, reading_, acknowledged_file_;
-  std::deque<Segment> segments_;     // oldest first; writing_ is the last one, if it is open
-  std::uint64_t next_ = 1;           // the number of the next record
-  std::uint64_t acknowledged_ = 0;   // all up to this one
-  std::set<std::uint64_t> beyond_;   // acknowledged though an older one is not
-  std::uint64_t read_next_ = 1;      // the number read() goes on with
-  std::uint64_t reading_first_ = 0;  // the segment that reading_ is open on
-  std::uint64_t read_offset_ = 0;
+  mutable Mutex mutex_;
+  UniqueFd lock_;
+  UniqueFd acknowledged_file_ GUARDED_BY(mutex_);
+  UniqueFd writing_ GUARDED_BY(mutex_), reading_ GUARDED_BY(mutex_);
+  std::deque<Segment> segments_ GUARDED_BY(mutex_);  // oldest first; writing_ is the last one, if it is open
+  std::uint64_t next_ GUARDED_BY(mutex_) = 1;        // the number of the next record
+  std::uint64_t acknowledged_ GUARDED_BY(mutex_) = 0;    // all up to this one
+  std::uint64_t synced_ GUARDED_BY(mutex_) = 0;          // the same
+  std::set<std::uint64_t> beyond_ GUARDED_BY(mutex_);    // acknowledged though an older one is not
+  std::uint64_t read_next_ GUARDED_BY(mutex_) = 1;       // the number read() goes on with
+  std::uint64_t reading_first_ GUARDED_BY(mutex_) = 0;   // the segment that reading_ is open on
+  std::uint64_t reading_number_ GUARDED_BY(mutex_) = 0;  // the number of the record at read_offset_
+  std::uint64_t read_offset_ GUARDED_BY(mutex_) = 0;
+  std::uint64_t read_errors_ GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace sockalarm::observe

@@ -4,20 +4,30 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cerrno>
 #include <cstring>
+#include <future>
 #include <random>
+#include <set>
 
-#include "observe/folder.h"
+#include "faults/failing_call.h"
+#include "harness/alarms.h"
+#include "harness/folder.h"
 #include "observe/spool_format.h"
 
 namespace sockalarm::observe {
 namespace {
 
-using namespace test;
+using sockalarm::test::contents;
+using sockalarm::test::FailingCall;
+using sockalarm::test::Folder;
+using sockalarm::test::write_contents;
 
 std::string text_of(std::uint64_t number) {
   return "record " + std::to_string(number) + std::string(number % 50, '.');
@@ -272,6 +282,92 @@ TEST(Spool, AFullDiskIsCountedAndHarmsNothingThatWasTaken) {
   ASSERT_EQ(entries.size(), taken);
   for (std::uint64_t number = 1; number <= taken; ++number)
     EXPECT_EQ(entries[number - 1].bytes, text_of(number));
+}
+
+// The disk fails for a moment: what stands there may be whole.
+TEST(Spool, AnErrorOfReadingIsNoDamage) {
+  Scene scene;
+  {
+    const auto spool = scene.open();
+    for (std::uint64_t number = 1; number <= 3; ++number) ASSERT_TRUE(spool->append(text_of(number)));
+    spool->acknowledge(1);
+  }
+  // The number acknowledged, the header, frame and bytes of each record, and what is behind the last.
+  constexpr unsigned kReadsOfOpening = 9;
+  for (unsigned nth = 1; nth <= kReadsOfOpening; ++nth) {
+    FailingCall pread({"pread()", SYS_pread64, EIO}, nth);
+    pread.run([&] {
+      const auto spool = Spool::open(scene.options, scene.losses);
+      ASSERT_FALSE(spool) << nth;
+      EXPECT_EQ(spool.error().code().value(), EIO);
+    });
+  }
+  const auto spool = scene.open();
+  ASSERT_TRUE(spool) << "it can be opened as soon as it can be read";
+  std::vector<std::string> read;
+  constexpr unsigned kReads = 6;
+  for (unsigned nth = 1; nth <= kReads; ++nth) {
+    FailingCall pread({"pread()", SYS_pread64, EIO}, nth);
+    pread.run([&] {
+      for (const auto& text : texts(spool->read(1))) read.push_back(text);
+    });
+  }
+  for (const auto& text : texts(spool->read(10))) read.push_back(text);
+  EXPECT_EQ(read, (std::vector{text_of(2), text_of(3)}));
+  EXPECT_GT(spool->state().read_errors, 0U);
+  EXPECT_EQ(scene.losses.spool_corrupt, 0U);
+}
+
+TEST(Spool, NobodyWaitsForTheDiskBesideTheOneWhoAsksForThat) {
+  Scene scene;
+  const auto spool = scene.open();
+  ASSERT_TRUE(spool->append(text_of(1)));
+  std::promise<void> entered, go;
+  auto may_go = go.get_future();
+  std::atomic<unsigned> asked{0};
+  sockalarm::test::SyscallSupervisor slow_disk(
+      [&](const seccomp_notif&) {
+        if (asked++ == 0) {
+          entered.set_value();
+          may_go.wait_for(sockalarm::test::kPatience);
+        }
+        return 0;
+      },
+      SYS_fdatasync);
+  std::thread syncing([&] {
+    EXPECT_TRUE(slow_disk.begin());
+    EXPECT_TRUE(spool->sync());
+  });
+  entered.get_future().wait();
+  auto appended = std::async(std::launch::async, [&] {
+    EXPECT_TRUE(spool->append(text_of(2)));
+    EXPECT_EQ(spool->state().pending, 2U);
+  });
+  EXPECT_EQ(appended.wait_for(sockalarm::test::kPatience / 2), std::future_status::ready);
+  go.set_value();
+  syncing.join();
+}
+
+// What began before the last sync() was not only the segment that is written to.
+TEST(Spool, SyncIsOfAllSegmentsAndTheirNames) {
+  Scene scene;
+  scene.options.max_bytes = 65536;  // segments of 8 KiB
+  const auto spool = scene.open();
+  for (std::uint64_t number = 1; number <= 3; ++number) ASSERT_TRUE(spool->append(std::string(5000, 'x')));
+  std::set<std::string> synced;
+  sockalarm::test::SyscallSupervisor seen(
+      [&](const seccomp_notif& call) {
+        const auto link = "/proc/" + std::to_string(call.pid) + "/fd/" + std::to_string(call.data.args[0]);
+        synced.insert(std::filesystem::read_symlink(link).filename().string());
+        return 0;
+      },
+      SYS_fdatasync);
+  std::thread([&] {
+    EXPECT_TRUE(seen.begin());
+    EXPECT_TRUE(spool->sync());
+  }).join();
+  EXPECT_EQ(synced, (std::set<std::string>{"00000000000000000001.spool", "00000000000000000002.spool",
+                                           "00000000000000000003.spool", "spool"}));
 }
 
 // A child appends, and says by a pipe what append() confirmed; it is killed at a random moment.
