@@ -12,14 +12,13 @@
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "harness/alarms.h"
+#include "harness/folder.h"
 #include "harness/ports.h"
 #include "harness/sockets.h"
 
@@ -34,36 +33,17 @@ inline const passwd& server_user() {
   return *nobody;
 }
 
-// Belongs to that user, and is gone with its contents at the end.
-class ServerFolder {
+// Belongs to that user.
+class ServerFolder : public Folder {
  public:
   ServerFolder() {
-    // Short, since sockets are in it: sun_path has 108 bytes.
-    std::string name = (std::filesystem::temp_directory_path() / "sockalarm-XXXXXX").string();
-    require(::mkdtemp(name.data()) != nullptr, "mkdtemp");
-    path_ = name;
     if (::geteuid() == 0)
-      require(::chown(name.c_str(), server_user().pw_uid, server_user().pw_gid) == 0, "chown");
+      require(::chown(text().c_str(), server_user().pw_uid, server_user().pw_gid) == 0, "chown");
   }
-  ~ServerFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  ServerFolder(const ServerFolder&) = delete;
-  ServerFolder& operator=(const ServerFolder&) = delete;
-
-  std::string text() const { return path_; }
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
   void write(const std::string& name, const std::string& content) const {
-    std::ofstream(*this / name) << content;
+    write_contents(*this / name, content);
   }
-  std::string read(const std::string& name) const {
-    std::ifstream file(*this / name);
-    return {std::istreambuf_iterator<char>(file), {}};
-  }
-
- private:
-  std::string path_;
+  std::string read(const std::string& name) const { return contents(*this / name); }
 };
 
 // A program, without privileges unless it is to have the test's; stdin comes from `input`, stdout and stderr

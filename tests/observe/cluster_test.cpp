@@ -44,7 +44,7 @@ class Cluster : public ::testing::Test {
       all_routes += (all_routes.empty() ? "" : ",") + ("nats://127.0.0.1:" + port);
     for (std::size_t i = 0; i < kNodes; ++i) {
       nodes_[i] = std::make_unique<NatsServer>(
-          folder_.path(), "node" + std::to_string(i), clients[i],
+          folder_, "node" + std::to_string(i), clients[i],
           std::vector<std::string>{"--cluster_name", "sockalarm", "--cluster",
                                    "nats://127.0.0.1:" + routes[i], "--routes", all_routes});
       nodes_[i]->start();
@@ -52,15 +52,16 @@ class Cluster : public ::testing::Test {
     }
   }
 
-  // One node after the other, so that two of three remember; random which and for how long.
-  void harass(const std::atomic<bool>& over) {
+  // One node after the other, so that two of three remember; random which and for how long. Of the thread
+  // that lives on, for they die with the one that started them.
+  void harass(const std::function<bool()>& over) {
     std::mt19937 random(20240229);
     const auto pause = [&](int least, int most) {
       const auto until = std::chrono::steady_clock::now() +
                          std::chrono::milliseconds(std::uniform_int_distribution<>(least, most)(random));
-      while (!over && std::chrono::steady_clock::now() < until) std::this_thread::sleep_for(20ms);
+      while (!over() && std::chrono::steady_clock::now() < until) std::this_thread::sleep_for(20ms);
     };
-    while (!over) {
+    while (!over()) {
       pause(500, 3000);
       NatsServer& victim = *nodes_[random() % kNodes];
       victim.kill();
@@ -71,7 +72,7 @@ class Cluster : public ::testing::Test {
     }
   }
 
-  Folder folder_;
+  ServerFolder folder_;
   std::array<std::unique_ptr<NatsServer>, kNodes> nodes_;
   std::string servers_;
   int kills_ = 0;
@@ -94,9 +95,8 @@ TEST_F(Cluster, SeesEveryEventOnceThoughNodesDie) {
     ASSERT_TRUE(sink) << sink.error().message();
     sinks[host] = std::move(*sink);
   }
-  std::atomic<bool> over{false};
-  std::thread killer([&] { harass(over); });
   const std::uint64_t before = resident_kib();
+  std::atomic<std::size_t> written{0};
   std::vector<std::thread> agents;
   for (std::size_t host = 0; host < kHosts; ++host)
     agents.emplace_back([&, host] {
@@ -106,18 +106,18 @@ TEST_F(Cluster, SeesEveryEventOnceThoughNodesDie) {
         EXPECT_TRUE(sinks[host]->write({event_id(self, end), end.cause, to_json(self, end)}));
       }
       EXPECT_TRUE(sinks[host]->flush());
+      ++written;
     });
-  for (auto& agent : agents) agent.join();
   std::uint64_t most = 0;
-  const bool done = eventually(
-      [&] {
-        most = std::max(most, resident_kib());
-        return std::all_of(sinks.begin(), sinks.end(),
-                           [](const auto& sink) { return sink->spool().pending == 0; });
-      },
-      std::chrono::seconds(120 + events() / 200));
-  over = true;
-  killer.join();
+  bool done = false;
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(120 + events() / 200);
+  harass([&] {
+    most = std::max(most, resident_kib());
+    done = written == kHosts && std::all_of(sinks.begin(), sinks.end(),
+                                            [](const auto& sink) { return sink->spool().pending == 0; });
+    return done || std::chrono::steady_clock::now() > until;
+  });
+  for (auto& agent : agents) agent.join();
   ASSERT_TRUE(done);
   std::uint64_t sent = 0, retried = 0, duplicates = 0;
   for (const auto& sink : sinks) {

@@ -1,70 +1,54 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <nats/nats.h>
 #include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "harness/alarms.h"
-#include "observe/folder.h"
+#include "harness/servers.h"
 #include "observe/nats_publisher.h"
 
 namespace sockalarm::observe::test {
 
 using sockalarm::test::eventually;
+using sockalarm::test::ServerFolder;
+using sockalarm::test::ServerProcess;
 
 // One nats-server with JetStream, in a folder and on ports of its own, that can be killed and started again.
+// It dies with the thread that starts it.
 class NatsServer {
  public:
-  NatsServer(std::filesystem::path folder, std::string name, std::string port,
+  NatsServer(const ServerFolder& folder, std::string name, std::string port,
              std::vector<std::string> more = {})
-      : folder_(std::move(folder)), name_(std::move(name)), port_(std::move(port)), more_(std::move(more)) {}
-  NatsServer(const NatsServer&) = delete;
-  NatsServer& operator=(const NatsServer&) = delete;
-  ~NatsServer() { kill(); }
+      : folder_(folder), name_(std::move(name)), port_(std::move(port)), more_(std::move(more)) {}
 
   void start() {
-    std::vector<std::string> words{"nats-server", "-a",
-                                   "127.0.0.1",   "-p",
-                                   port_,         "-js",
-                                   "-n",          name_,
-                                   "-sd",         (folder_ / name_).string(),
-                                   "-l",          (folder_ / (name_ + ".log")).string()};
+    std::vector<std::string> words{"nats-server", "-a", "127.0.0.1", "-p",  port_,
+                                   "-js",         "-n", name_,       "-sd", folder_ / name_};
     words.insert(words.end(), more_.begin(), more_.end());
-    std::vector<char*> arguments;
-    for (auto& word : words) arguments.push_back(word.data());
-    arguments.push_back(nullptr);
-    pid_ = ::fork();
-    ASSERT_GE(pid_, 0);
-    if (pid_ == 0) {
-      ::execvp(arguments[0], arguments.data());
-      ::_exit(127);
-    }
+    process_.emplace(folder_, name_, std::move(words));
   }
   void kill() {
-    if (pid_ <= 0) return;
-    ::kill(pid_, SIGKILL);
-    ::waitpid(pid_, nullptr, 0);
-    pid_ = 0;
+    if (process_) process_->send(SIGKILL), process_->wait();
+    process_.reset();
   }
-  void stop_and_continue(bool stop) const { ::kill(pid_, stop ? SIGSTOP : SIGCONT); }
-  std::string url() const { return "nats://127.0.0.1:" + port_; }
+  void stop_and_continue(bool stop) const { process_->send(stop ? SIGSTOP : SIGCONT); }
+  // `user`: NAME:PASSWORD@
+  std::string url(const std::string& user = "") const { return "nats://" + user + "127.0.0.1:" + port_; }
 
  private:
-  std::filesystem::path folder_;
+  const ServerFolder& folder_;
   std::string name_, port_;
   std::vector<std::string> more_;
-  pid_t pid_ = 0;
+  std::optional<ServerProcess> process_;
 };
 
 // A client of the stream for the test itself.
