@@ -2,15 +2,14 @@
 #pragma once
 
 #include <chrono>
-#include <condition_variable>
 #include <cstddef>
 #include <deque>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <thread>
 #include <vector>
 
+#include "base/mutex.h"
 #include "observe/losses.h"
 #include "observe/record.h"
 #include "observe/sink.h"
@@ -40,29 +39,38 @@ class Exporter {
     std::size_t queue = 65536;     // ends that wait for each sink
   };
   using ErrorHook = std::function<void(const Error&)>;  // of a sink's thread; once per row of failures
+  static constexpr std::chrono::milliseconds kPatience{2000};
 
   // `losses` outlives the exporter.
   Exporter(Host host, Options options, std::vector<std::unique_ptr<Sink>> sinks, Losses& losses,
            ErrorHook on_error);
   Exporter(const Exporter&) = delete;
   Exporter& operator=(const Exporter&) = delete;
-  ~Exporter();  // writes what is queued, then ends the threads
+  ~Exporter();  // stop()
 
   // Never waits for a sink. One thread.
-  void offer(const ConnectionEnd& end);
+  void offer(const ConnectionEnd& end) noexcept;
+
+  // Writes what is queued, for as long as all sinks together may still take, then gives up: what is left is
+  // counted at `queue`. Ends the threads. The thread of offer(), which is not called any more.
+  void stop(std::chrono::milliseconds patience = kPatience) noexcept;
 
  private:
   struct Lane {
     explicit Lane(std::unique_ptr<Sink> its_sink) : sink(std::move(its_sink)) {}
-    std::unique_ptr<Sink> sink;
-    std::mutex mutex;
-    std::condition_variable news;
-    std::deque<std::shared_ptr<const ConnectionEnd>> queue;
-    bool ending = false;
-    bool failing = false;  // of its thread
+    const std::unique_ptr<Sink> sink;
+    Mutex mutex;
+    ConditionVariable news, ended;
+    std::deque<std::shared_ptr<const ConnectionEnd>> queue GUARDED_BY(mutex);
+    bool ending GUARDED_BY(mutex) = false;     // nothing more comes
+    bool given_up GUARDED_BY(mutex) = false;   // what is left is not written
+    bool has_ended GUARDED_BY(mutex) = false;  // its thread has
+    bool failing = false;                      // of its thread
     std::thread thread;
   };
-  void serve(Lane& lane);
+  void serve(Lane& lane) noexcept;
+  void put(Lane& lane, const std::shared_ptr<const ConnectionEnd>& end);
+  void write(Lane& lane, const ConnectionEnd& end);
   void report(Lane& lane, const Result<void>& result);
 
   const Host host_;

@@ -2,12 +2,10 @@
 #include "observe/jsonl_sink.h"
 
 #include <fcntl.h>
-#include <poll.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
-
-#define SD_JOURNAL_SUPPRESS_LOCATION
-#include <systemd/sd-journal.h>
 
 #include <cerrno>
 #include <string_view>
@@ -22,14 +20,10 @@ Result<void> write_all(int fd, std::string_view text, std::size_t& written) {
   written = 0;
   while (written < text.size()) {
     const ssize_t count = ::write(fd, text.data() + written, text.size() - written);
-    if (count >= 0) {
+    if (count >= 0)
       written += static_cast<std::size_t>(count);
-    } else if (errno == EAGAIN) {  // a standard output that another program made non-blocking
-      pollfd ready{fd, POLLOUT, 0};
-      ::poll(&ready, 1, -1);
-    } else if (errno != EINTR) {
+    else if (errno != EINTR)
       return fail(Error::from_errno(errno, "write()"));
-    }
   }
   return {};
 }
@@ -39,7 +33,7 @@ Result<void> write_all(int fd, std::string_view text, std::size_t& written) {
 Result<void> DescriptorSink::write(const Record& record) {
   std::size_t written = 0;
   // What was cut off stays a line of its own, so that it spoils no other.
-  auto result = write_all(fd_.get(), (amid_line_ ? "\n" : "") + record.json + "\n", written);
+  auto result = writer_.write((amid_line_ ? "\n" : "") + record.json + "\n", written);
   if (!result && written > 0) amid_line_ = true;
   if (result) amid_line_ = false;
   return result;
@@ -53,9 +47,15 @@ Result<std::unique_ptr<RotatingFileSink>> RotatingFileSink::open(Options options
 
 Result<void> RotatingFileSink::reopen() {
   constexpr mode_t kMode = 0640;
-  fd_ = UniqueFd(::open(options_.file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, kMode));
+  // Of a pipe without a reader that would wait, but for O_NONBLOCK.
+  UniqueFd opened(
+      ::open(options_.file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, kMode));
   struct stat status{};
-  if (!fd_ || ::fstat(fd_.get(), &status) != 0) return fail(Error::from_errno(errno, options_.file.string()));
+  if (!opened || ::fstat(opened.get(), &status) != 0)
+    return fail(Error::from_errno(errno, options_.file.string()));
+  if (!S_ISREG(status.st_mode))
+    return fail(Error(Errc::invalid_options, options_.file.string() + " is not a file that could rotate"));
+  fd_ = std::move(opened);
   size_ = static_cast<std::uint64_t>(status.st_size);
   return {};
 }
@@ -91,13 +91,38 @@ Result<void> RotatingFileSink::write(const Record& record) {
   return result;
 }
 
-Result<void> JournalSink::write(const Record& record) {
-  const std::string cause(text(record.cause));
-  const int result =
-      ::sd_journal_send("MESSAGE=%s", record.json.c_str(), "PRIORITY=6", "SOCKALARM_EVENT_ID=%s",
-                        record.id.c_str(), "SOCKALARM_CAUSE=%s", cause.c_str(), nullptr);
-  if (result < 0) return fail(Error::from_errno(-result, "sd_journal_send()"));
+Result<void> JournalSink::connect() {
+  const std::string path = path_.string();
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof address.sun_path)
+    return fail(Error::from_errno(ENAMETOOLONG, "the journal, " + path));
+  path.copy(address.sun_path, sizeof address.sun_path - 1);
+  UniqueFd made(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!made || ::connect(made.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
+    return fail(Error::from_errno(errno, "the journal, " + path));
+  fd_ = std::move(made);
   return {};
+}
+
+// A datagram of lines FIELD=VALUE: https://systemd.io/JOURNAL_NATIVE_PROTOCOL. No value has a line's end in
+// it. Of a connected socket poll(2) says when the journal has room.
+Result<void> JournalSink::write(const Record& record) {
+  const std::string message = "MESSAGE=" + record.json + "\nPRIORITY=6\nSYSLOG_IDENTIFIER=sockalarmd" +
+                              "\nSOCKALARM_EVENT_ID=" + record.id +
+                              "\nSOCKALARM_CAUSE=" + std::string(text(record.cause)) + "\n";
+  for (bool fresh = false;;) {
+    if (!fd_) {  // or the journal has begun a new socket
+      if (auto connected = connect(); !connected) return connected;
+      fresh = true;
+    }
+    if (auto ready = stop_.wait_writable(fd_.get()); !ready) return ready;
+    if (::send(fd_.get(), message.data(), message.size(), MSG_NOSIGNAL) >= 0) return {};
+    const int error = errno;
+    if (error == EAGAIN || error == EINTR) continue;
+    fd_.reset();
+    if (fresh) return fail(Error::from_errno(error, "the journal, " + path_.string()));
+  }
 }
 
 }  // namespace sockalarm::observe

@@ -8,19 +8,21 @@
 #include <memory>
 
 #include "observe/sink.h"
+#include "observe/stoppable_writer.h"
 
 namespace sockalarm::observe {
 
-// A JSON object per line to a descriptor, as standard output. Each line by one write(2), so whoever reads a
-// pipe sees whole ones up to PIPE_BUF.
+// A JSON object per line to a descriptor, as standard output. Whoever reads a pipe sees whole lines up to
+// PIPE_BUF.
 class DescriptorSink final : public Sink {
  public:
-  explicit DescriptorSink(UniqueFd fd) : fd_(std::move(fd)) {}
+  explicit DescriptorSink(UniqueFd fd) : writer_(std::move(fd)) {}
   Result<void> write(const Record& record) override;
   Result<void> flush() override { return {}; }
+  void stop() noexcept override { writer_.stop(); }
 
  private:
-  UniqueFd fd_;
+  StoppableWriter writer_;
   bool amid_line_ = false;  // the last write stopped there
 };
 
@@ -49,11 +51,21 @@ class RotatingFileSink final : public Sink {
 };
 
 // The journal of systemd: MESSAGE is the object, SOCKALARM_EVENT_ID and SOCKALARM_CAUSE are fields to search
-// by.
+// by. By the journal's protocol and not by libsystemd, which waits for a journal that hangs without an end.
 class JournalSink final : public Sink {
  public:
+  explicit JournalSink(std::filesystem::path socket = "/run/systemd/journal/socket")
+      : path_(std::move(socket)) {}
   Result<void> write(const Record& record) override;
   Result<void> flush() override { return {}; }
+  void stop() noexcept override { stop_.stop(); }
+
+ private:
+  Result<void> connect();
+
+  const std::filesystem::path path_;
+  UniqueFd fd_;
+  StopSignal stop_;
 };
 
 }  // namespace sockalarm::observe

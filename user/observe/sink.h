@@ -31,6 +31,9 @@ class Sink {
   virtual Result<void> write(const Record& record) = 0;
   // After some records, when there are no more for now. An error is one of what was written before.
   virtual Result<void> flush() = 0;
+  // From now on write() waits for nobody: what it cannot hand over at once is an error. Any thread, also amid
+  // a write(). To be had by every sink that waits for another program.
+  virtual void stop() noexcept {}
 };
 
 }  // namespace sockalarm::observe

@@ -3,13 +3,21 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <future>
+#include <new>
 #include <nlohmann/json.hpp>
+#include <thread>
 
-#include "observe/folder.h"
+#include "base/blocked_signals.h"
+#include "harness/alarms.h"
+#include "harness/folder.h"
 #include "observe/jsonl_sink.h"
 #include "observe/samples.h"
 
@@ -17,6 +25,8 @@ namespace sockalarm::observe {
 namespace {
 
 using namespace test;
+using sockalarm::test::contents;
+using sockalarm::test::Folder;
 
 struct Written {
   std::vector<std::string> ids;
@@ -88,6 +98,108 @@ TEST(Exporter, AFailingSinkIsCountedAndToldOfOnce) {
   EXPECT_EQ(errors[0], "the sink of the test: Broken pipe");
 }
 
+// Of a page, and full.
+struct FullPipe {
+  FullPipe() {
+    int made[2];
+    EXPECT_EQ(::pipe2(made, O_CLOEXEC), 0);
+    reading = UniqueFd(made[0]);
+    writing = UniqueFd(made[1]);
+    EXPECT_GT(::fcntl(made[1], F_SETPIPE_SZ, 4096), 0);
+    const std::string page(static_cast<std::size_t>(::fcntl(made[1], F_GETPIPE_SZ)), ' ');
+    EXPECT_EQ(::write(made[1], page.data(), page.size()), static_cast<ssize_t>(page.size()));
+  }
+  std::unique_ptr<Sink> sink() const {
+    return std::make_unique<DescriptorSink>(UniqueFd(::fcntl(writing.get(), F_DUPFD_CLOEXEC, 0)));
+  }
+  UniqueFd reading, writing;
+};
+
+TEST(Exporter, GivesUpAPipeThatNobodyReadsAndCountsWhatWasLeft) {
+  for (const int flags : {0, O_NONBLOCK}) {
+    const FullPipe pipe;
+    ASSERT_EQ(::fcntl(pipe.writing.get(), F_SETFL, flags), 0);
+    const int before = ::fcntl(pipe.writing.get(), F_GETFL);
+    Losses losses;
+    std::vector<std::unique_ptr<Sink>> sinks;
+    sinks.push_back(pipe.sink());
+    Exporter exporter(sample_host(), {}, std::move(sinks), losses, {});
+    for (std::uint64_t number = 0; number < 10; ++number) exporter.offer(sample_end(number));
+    exporter.stop(std::chrono::milliseconds(20));
+    EXPECT_EQ(losses.queue, 10U);
+    EXPECT_EQ(losses.sink, 0U);
+    EXPECT_EQ(::fcntl(pipe.writing.get(), F_GETFL), before) << "of the description that others share";
+  }
+}
+
+TEST(Exporter, TheEndWaitsForAPipeThatIsReadLate) {
+  FullPipe pipe;
+  Losses losses;
+  std::string read;
+  std::thread reader;
+  {
+    std::vector<std::unique_ptr<Sink>> sinks;
+    sinks.push_back(pipe.sink());
+    Exporter exporter(sample_host(), {}, std::move(sinks), losses, {});
+    pipe.writing.reset();
+    for (std::uint64_t number = 0; number < 10; ++number) exporter.offer(sample_end(number));
+    reader = std::thread([&] {
+      char bytes[1000];
+      for (ssize_t count = 0; (count = ::read(pipe.reading.get(), bytes, sizeof bytes)) > 0;)
+        read.append(bytes, static_cast<std::size_t>(count));
+    });
+    exporter.stop(sockalarm::test::kPatience);
+  }
+  reader.join();  // at the end of the file
+  EXPECT_EQ(losses.queue, 0U);
+  EXPECT_EQ(std::count(read.begin(), read.end(), '\n'), 10);
+}
+
+class ThrowingSink final : public Sink {
+ public:
+  explicit ThrowingSink(Written& written) : written_(written) {}
+  Result<void> write(const Record& record) override {
+    if (written_.ids.empty()) {
+      written_.ids.emplace_back("none");
+      throw std::bad_alloc();
+    }
+    if (written_.ids.size() == 1) {
+      written_.ids.emplace_back("none");
+      throw std::runtime_error("the sink of the test");
+    }
+    written_.ids.push_back(record.id);
+    return {};
+  }
+  Result<void> flush() override {
+    ++written_.flushes;
+    throw std::runtime_error("flush()");
+  }
+
+ private:
+  Written& written_;
+};
+
+TEST(Exporter, WhatASinkThrowsIsAFailureOfIt) {
+  Losses losses;
+  Written written;
+  std::vector<std::string> errors;
+  {
+    std::vector<std::unique_ptr<Sink>> sinks;
+    sinks.push_back(std::make_unique<ThrowingSink>(written));
+    Exporter exporter(sample_host(), {}, std::move(sinks), losses, [&](const Error& error) {
+      errors.push_back(error.message());
+      throw std::runtime_error("the hook");
+    });
+    for (std::uint64_t number = 0; number < 3; ++number) exporter.offer(sample_end(number));
+  }
+  EXPECT_EQ(losses.sink, 2U);
+  ASSERT_EQ(written.ids.size(), 3U);
+  EXPECT_EQ(written.ids[2], event_id(sample_host(), sample_end(2)));
+  EXPECT_GE(written.flushes, 1);
+  ASSERT_FALSE(errors.empty());
+  EXPECT_EQ(errors[0], "out of memory");
+}
+
 TEST(RateLimit, AdmitsASecondsWorthAtOnceAndThenThatManyPerSecond) {
   RateLimit limit(10);
   auto now = RateLimit::Clock::now();
@@ -114,6 +226,102 @@ TEST(DescriptorSink, WritesALinePerRecord) {
   EXPECT_EQ(contents(folder / "out"), "{\"a\":1}\n{\"a\":2}\n");
 }
 
+TEST(DescriptorSink, WritesLinesLongerThanAPipeAndToASocket) {
+  const std::string json(100'000, 'x');
+  const auto read_all = [](int fd, std::string& all) {
+    char bytes[4000];
+    for (ssize_t count = 0; (count = ::read(fd, bytes, sizeof bytes)) > 0;)
+      all.append(bytes, static_cast<std::size_t>(count));
+  };
+  for (const bool is_socket : {false, true}) {
+    int made[2];
+    ASSERT_EQ(
+        is_socket ? ::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, made) : ::pipe2(made, O_CLOEXEC), 0);
+    UniqueFd reading(made[0]);
+    auto sink = std::make_unique<DescriptorSink>(UniqueFd(made[1]));
+    std::string all;
+    std::thread reader([&] { read_all(reading.get(), all); });
+    EXPECT_TRUE(sink->write({"1", Cause::local, json}));
+    sink.reset();
+    reader.join();
+    EXPECT_EQ(all, json + "\n");
+    reading.reset();
+  }
+}
+
+TEST(DescriptorSink, SaysThatNobodyReadsAnyMore) {
+  FullPipe pipe;
+  const auto sink = pipe.sink();
+  pipe.reading.reset();
+  std::thread([&] {  // SIGPIPE stays with it
+    const BlockedSignals no_sigpipe;
+    const auto written = sink->write({"1", Cause::local, "{}"});
+    ASSERT_FALSE(written);
+    EXPECT_EQ(written.error().code().value(), EPIPE);
+    sigset_t pipe_only;
+    ::sigemptyset(&pipe_only);
+    ::sigaddset(&pipe_only, SIGPIPE);
+    const timespec now{};
+    ::sigtimedwait(&pipe_only, nullptr, &now);
+  })
+      .join();
+}
+
+// Where the journal would be.
+class Journal {
+ public:
+  explicit Journal(const std::string& path)
+      : path_(path), fd_(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    path.copy(address.sun_path, sizeof address.sun_path - 1);
+    EXPECT_EQ(::bind(fd_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+  }
+  Journal(const Journal&) = delete;
+  Journal& operator=(const Journal&) = delete;
+  ~Journal() { ::unlink(path_.c_str()); }
+  std::string next() const {
+    char bytes[4096];
+    const ssize_t count = ::recv(fd_.get(), bytes, sizeof bytes, MSG_DONTWAIT);
+    return {bytes, count > 0 ? static_cast<std::size_t>(count) : 0};
+  }
+
+ private:
+  std::string path_;
+  UniqueFd fd_;
+};
+
+TEST(JournalSink, SendsTheObjectAndFieldsToSearchBy) {
+  const Folder folder;
+  const std::string path = folder / "journal";
+  JournalSink sink(path);
+  ASSERT_FALSE(sink.write({"0", Cause::local, "{}"})) << "there is no journal";
+  const Record record{"m-b-1", Cause::peer_reset, "{\"a\":1}"};
+  for (int life = 0; life < 2; ++life) {  // the journal is started again
+    const Journal journal(path);
+    ASSERT_TRUE(sink.write(record));
+    EXPECT_EQ(journal.next(),
+              "MESSAGE={\"a\":1}\nPRIORITY=6\nSYSLOG_IDENTIFIER=sockalarmd\nSOCKALARM_EVENT_ID=m-b-1\n"
+              "SOCKALARM_CAUSE=peer_reset\n");
+  }
+}
+
+TEST(Exporter, GivesUpAJournalThatHangs) {
+  const Folder folder;
+  const Journal journal(folder / "journal");
+  Losses losses;
+  std::vector<std::unique_ptr<Sink>> sinks;
+  sinks.push_back(std::make_unique<JournalSink>(folder / "journal"));
+  constexpr std::uint64_t kEnds = 5000;  // more than net.unix.max_dgram_qlen
+  Exporter exporter(sample_host(), {}, std::move(sinks), losses, {});
+  for (std::uint64_t number = 0; number < kEnds; ++number) exporter.offer(sample_end(number));
+  exporter.stop(std::chrono::milliseconds(200));
+  std::uint64_t taken = 0;
+  while (!journal.next().empty()) ++taken;
+  EXPECT_EQ(losses.queue + taken, kEnds);
+  EXPECT_GT(losses.queue, 0U);
+}
+
 TEST(DescriptorSink, SaysThatTheDiskIsFull) {
   DescriptorSink sink(UniqueFd(::open("/dev/full", O_WRONLY | O_CLOEXEC)));
   const auto written = sink.write({"1", Cause::local, "{}"});
@@ -134,6 +342,14 @@ TEST(RotatingFileSink, LosesNoLineAndKeepsNoMoreThanItShould) {
   EXPECT_EQ(contents(folder / "ends.jsonl.1"), line(3) + "\n" + line(4) + "\n" + line(5) + "\n");
   EXPECT_EQ(contents(folder / "ends.jsonl.2"), line(0) + "\n" + line(1) + "\n" + line(2) + "\n");
   EXPECT_FALSE(std::filesystem::exists(folder / "ends.jsonl.3"));
+}
+
+TEST(RotatingFileSink, RefusesWhatCannotRotate) {
+  const Folder folder;
+  const std::string pipe = folder / "pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  EXPECT_FALSE(RotatingFileSink::open({pipe, 1000, 1})) << "and does not wait for a reader";
+  EXPECT_EQ(RotatingFileSink::open({"/dev/null", 1000, 1}).error().code(), Errc::invalid_options);
 }
 
 TEST(RotatingFileSink, SaysWhichFileCannotBeOpened) {
