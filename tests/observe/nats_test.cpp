@@ -1,6 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // One broker: it comes late, dies, does not answer; the agent dies.
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
 #include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <mutex>
+#include <thread>
 
 #include "harness/ports.h"
 #include "observe/nats_server.h"
@@ -11,7 +19,9 @@ namespace {
 
 using namespace test;
 using namespace std::chrono_literals;
+using sockalarm::test::contents;
 using sockalarm::test::free_port;
+using sockalarm::test::write_contents;
 
 class Nats : public ::testing::Test {
  protected:
@@ -47,8 +57,8 @@ class Nats : public ::testing::Test {
     return eventually([&] { return sink.spool().pending == 0; }, 120s);
   }
 
-  Folder folder_;
-  NatsServer server_{folder_.path(), "alone", free_port()};
+  ServerFolder folder_;
+  NatsServer server_{folder_, "alone", free_port()};
   Spool::Options spool_{folder_ / "spool", 16 << 20, 1h};
   Losses losses_;
   std::mutex mutex_;
@@ -133,6 +143,148 @@ TEST_F(Nats, SaysThatTheStreamIsNotThereOrForgetsTooSoon) {
   consumer.make_stream(1, 2min);
   const auto sink = open(options());
   EXPECT_TRUE(eventually([&] { return told_of("raise its duplicate window"); }, 60s));
+}
+
+TEST_F(Nats, SaysThatThereIsNoConnectionAndKnowsOneThatComesLate) {
+  const auto sink = open(options());
+  ASSERT_TRUE(sink);
+  EXPECT_TRUE(eventually([&] { return told_of("no connection to the NATS servers"); }, 60s));
+  EXPECT_FALSE(sink->figures().connected);
+  server_.start();
+  EXPECT_TRUE(eventually([&] { return sink->figures().connected.load(); }, 60s));
+  server_.kill();
+  EXPECT_TRUE(eventually([&] { return !sink->figures().connected; }, 60s));
+}
+
+// With the right to publish only: it is told of once, and what comes is sent as fast as ever.
+TEST_F(Nats, AnAgentThatMayNotAskForTheStreamSends) {
+  write_contents(
+      folder_ / "server.conf",
+      "authorization { users = [{user: agent, password: secret, permissions: {"
+      "publish: [\"sockalarm.v1.>\"], subscribe: [\"_INBOX.>\"]}}, {user: operator, password: secret}] }\n");
+  NatsServer strict(folder_, "strict", free_port(), {"-c", folder_ / "server.conf"});
+  strict.start();
+  Consumer consumer(strict.url("operator:secret@"));
+  consumer.make_stream(1, 1h);
+  NatsOptions given = options();
+  given.servers = strict.url("agent:secret@");
+  const auto sink = open(given);
+  ASSERT_TRUE(sink);
+  ASSERT_TRUE(eventually([&] { return told_of("Permissions Violation"); }, 60s));
+  const auto begun = std::chrono::steady_clock::now();
+  for (std::uint64_t number = 1; number <= 20; ++number) {
+    write(*sink, number, 1);
+    ASSERT_TRUE(all_acknowledged(*sink));
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - begun, 60s) << "20 times 5 s, if each asked again";
+  const std::lock_guard lock(mutex_);
+  EXPECT_EQ(errors_.size(), 1U);
+}
+
+TEST_F(Nats, CredentialsThatAreRefusedAreTriedAgain) {
+  const std::string port = free_port();
+  const auto configure = [&](const std::string& password) {
+    write_contents(folder_ / "server.conf",
+                   "authorization { users = [{user: agent, password: " + password + "}] }\n");
+  };
+  configure("other");
+  NatsServer strict(folder_, "strict", port, {"-c", folder_ / "server.conf"});
+  strict.start();
+  NatsOptions given = options();
+  given.servers = strict.url("agent:secret@");
+  const auto sink = open(given);
+  ASSERT_TRUE(sink);
+  ASSERT_TRUE(eventually([&] { return told_of("no connection"); }, 60s));
+  ASSERT_TRUE(eventually(
+      [&] {
+        const std::string log = contents(folder_ / "strict.log");
+        const auto first = log.find("authentication error");
+        return first != std::string::npos && log.find("authentication error", first + 1) != std::string::npos;
+      },
+      60s))
+      << "after the second the library closes the connection for good";
+  configure("secret");
+  strict.kill();
+  strict.start();
+  EXPECT_TRUE(eventually([&] { return sink->figures().connected.load(); }, 60s));
+}
+
+// Takes connections, says what a server says, and reads no more than that takes.
+class DeafServer {
+ public:
+  DeafServer() : listening_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    const int small = 4096;
+    EXPECT_EQ(::setsockopt(listening_.get(), SOL_SOCKET, SO_RCVBUF, &small, sizeof small), 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t length = sizeof address;
+    EXPECT_EQ(::bind(listening_.get(), reinterpret_cast<sockaddr*>(&address), length), 0);
+    EXPECT_EQ(::getsockname(listening_.get(), reinterpret_cast<sockaddr*>(&address), &length), 0);
+    EXPECT_EQ(::listen(listening_.get(), 16), 0);
+    url_ = "nats://127.0.0.1:" + std::to_string(ntohs(address.sin_port));
+    thread_ = std::thread([this] { serve(); });
+  }
+  DeafServer(const DeafServer&) = delete;
+  DeafServer& operator=(const DeafServer&) = delete;
+  ~DeafServer() {
+    ::shutdown(listening_.get(), SHUT_RDWR);  // ends accept(2)
+    thread_.join();
+  }
+  const std::string& url() const { return url_; }
+  unsigned connections() const { return connections_; }
+
+ private:
+  void serve() {
+    std::vector<UniqueFd> open;
+    for (;;) {
+      UniqueFd client(::accept4(listening_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+      if (!client) return;
+      const std::string info =
+          R"(INFO {"server_id":"deaf","version":"2.9.10","proto":1,"headers":true,"max_payload":1048576})"
+          "\r\n";
+      EXPECT_EQ(::send(client.get(), info.data(), info.size(), MSG_NOSIGNAL),
+                static_cast<ssize_t>(info.size()));
+      std::string said;
+      char byte = 0;
+      while (said.find("PING\r\n") == std::string::npos && ::recv(client.get(), &byte, 1, 0) == 1)
+        said += byte;
+      ::send(client.get(), "PONG\r\n", 6, MSG_NOSIGNAL);
+      open.push_back(std::move(client));
+      ++connections_;
+    }
+  }
+
+  UniqueFd listening_;
+  std::string url_;
+  std::atomic<unsigned> connections_{0};
+  std::thread thread_;
+};
+
+TEST_F(Nats, ABrokerThatReadsNoMoreBlocksTheSenderOnlySoLong) {
+  DeafServer deaf;
+  NatsOptions given = options();
+  given.servers = deaf.url();
+  given.window = 100'000;
+  const auto sink = open(given);
+  ASSERT_TRUE(sink);
+  write(*sink, 1, 15'000);  // more than sockets of the loopback interface hold
+  EXPECT_TRUE(eventually([&] { return deaf.connections() >= 2; }, 60s)) << "the sender gave up the first";
+  EXPECT_EQ(sink->spool().pending, 15'000U);
+}
+
+// Threads of the library may still call when static objects end: what those use must be there.
+TEST_F(Nats, ASinkMayLiveLongerThanMain) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");  // a process of its own
+  EXPECT_EXIT(
+      {
+        static std::unique_ptr<NatsSink> sink;  // its end comes after that of what open() makes
+        sink = open(options());
+        write(*sink, 1, 10);
+        std::filesystem::remove_all(folder_.text());
+        std::exit(sink ? 0 : 2);
+      },
+      ::testing::ExitedWithCode(0), "");
 }
 
 TEST(NatsSubject, HasNoMoreTokensThanItShould) {

@@ -2,8 +2,8 @@
 #include "observe/nats_publisher.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <unordered_map>
-#include <vector>
 
 #include "base/blocked_signals.h"
 #include "base/text.h"
@@ -11,54 +11,86 @@
 namespace sockalarm::observe {
 namespace {
 
-constexpr auto kLook =
-    std::chrono::seconds(1);  // for what is too old, and for a connection that came or went
+constexpr auto kLook = std::chrono::seconds(1);  // for what is too old
+constexpr auto kAgain =
+    std::chrono::seconds(10);  // for a stream without a leader, a connection closed for good
 
-// The windows that callbacks may still find. They run under its lock, so none goes on after remove().
+// The publishers that callbacks may still find. They run under its lock, so none goes on after remove().
 class Table {
  public:
-  std::uintptr_t add(NatsWindow& window) {
-    const std::lock_guard lock(mutex_);
-    windows_[++last_] = &window;
+  std::uintptr_t add(NatsPublisher& publisher) {
+    const MutexLock lock(mutex_);
+    publishers_[++last_] = &publisher;
     return last_;
   }
   void remove(std::uintptr_t key) {
-    const std::lock_guard lock(mutex_);
-    windows_.erase(key);
+    const MutexLock lock(mutex_);
+    publishers_.erase(key);
   }
+  // For C, which no exception may pass. What is not heard of is asked for again, or sent again.
   template <class Use>
-  void with(void* key, Use use) {
-    const std::lock_guard lock(mutex_);
-    const auto found = windows_.find(reinterpret_cast<std::uintptr_t>(key));
-    if (found != windows_.end()) use(*found->second);
+  void with(void* key, Use use) noexcept {
+    try {
+      const MutexLock lock(mutex_);
+      const auto found = publishers_.find(reinterpret_cast<std::uintptr_t>(key));
+      if (found != publishers_.end()) use(*found->second);
+    } catch (...) {
+    }
   }
 
  private:
-  std::mutex mutex_;
-  std::uintptr_t last_ = 0;
-  std::unordered_map<std::uintptr_t, NatsWindow*> windows_;
+  Mutex mutex_;
+  std::uintptr_t last_ GUARDED_BY(mutex_) = 0;
+  std::unordered_map<std::uintptr_t, NatsPublisher*> publishers_ GUARDED_BY(mutex_);
 };
+// Never destroyed: threads of the library call until the very end of the process.
 Table& table() {
-  static Table windows;
-  return windows;
-}
-
-void on_acknowledged(jsCtx*, natsMsg* message, jsPubAck* acknowledgement, jsPubAckErr*, void* key) {
-  const NatsOwned<natsMsg> owned(message);
-  const char* id = nullptr;
-  if (natsMsgHeader_Get(message, "Nats-Msg-Id", &id) == NATS_OK)
-    table().with(key, [&](NatsWindow& window) { window.settled(id, acknowledgement); });
-}
-
-void on_connection(natsConnection*, void* key) {
-  table().with(key, [](NatsWindow& window) { window.news(); });
-}
-
-Error nats_error(natsStatus status, const std::string& what) {
-  return Error(std::make_error_code(std::errc::not_connected), what + ": " + natsStatus_GetText(status));
+  static Table& publishers = *new Table;
+  return publishers;
 }
 
 }  // namespace
+
+struct NatsCallbacks {
+  static void acknowledged(jsCtx*, natsMsg* message, jsPubAck* acknowledgement, jsPubAckErr*, void* key) {
+    const NatsOwned<natsMsg> owned(message);
+    const char* id = nullptr;
+    if (natsMsgHeader_Get(message, "Nats-Msg-Id", &id) == NATS_OK)
+      table().with(key, [&](NatsPublisher& publisher) { publisher.window_.settled(id, acknowledgement); });
+  }
+  template <class Note>
+  static void note(void* key, Note note) {
+    table().with(key, [&](NatsPublisher& publisher) {
+      {
+        const MutexLock lock(publisher.heard_mutex_);
+        note(publisher.heard_);
+      }
+      publisher.window_.news();
+    });
+  }
+  static void connected(natsConnection*, void* key) {
+    note(key, [](NatsPublisher::Heard& heard) { heard.connected = true; });
+  }
+  static void disconnected(natsConnection*, void* key) {
+    note(key, [](NatsPublisher::Heard&) {});
+  }
+  static void stream_answer(natsConnection*, natsSubscription*, natsMsg* message, void* key) {
+    const NatsOwned<natsMsg> owned(message);
+    note(key, [&](NatsPublisher::Heard& heard) {
+      heard.stream.emplace();
+      if (!natsMsg_IsNoResponders(message))
+        heard.stream->assign(natsMsg_GetData(message),
+                             static_cast<std::size_t>(natsMsg_GetDataLength(message)));
+    });
+  }
+  static void failed(natsConnection* connection, natsSubscription*, natsStatus status, void* key) {
+    const char* text = nullptr;
+    natsConnection_GetLastError(connection, &text);
+    note(key, [&](NatsPublisher::Heard& heard) {
+      heard.error = text != nullptr && *text != '\0' ? text : natsStatus_GetText(status);
+    });
+  }
+};
 
 std::optional<NatsMessage> NatsMessage::decoded(const std::string& bytes) {
   const auto first = bytes.find('\n');
@@ -81,9 +113,13 @@ void NatsWindow::put_off(const std::string& id, Waiting& waiting, Clock::time_po
 }
 
 std::optional<NatsMessage> NatsWindow::next(Clock::time_point now) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (!due_.empty() && due_.begin()->first <= now) {
     const auto found = waiting_.find(due_.begin()->second);
+    if (found == waiting_.end()) {  // there was no memory for it
+      due_.erase(due_.begin());
+      return std::nullopt;
+    }
     put_off(found->first, found->second, now + 2 * options_.max_wait);
     return found->second.message;
   }
@@ -104,7 +140,7 @@ std::optional<NatsMessage> NatsWindow::next(Clock::time_point now) {
 }
 
 void NatsWindow::settled(const std::string& id, const jsPubAck* acknowledgement) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto found = waiting_.find(id);
   if (found == waiting_.end()) return;  // sent twice, and both are told of
   if (acknowledgement == nullptr) {
@@ -123,26 +159,27 @@ void NatsWindow::settled(const std::string& id, const jsPubAck* acknowledgement)
 }
 
 void NatsWindow::news() {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   news_ = true;
   changed_.notify_one();
 }
 
 void NatsWindow::wait(Clock::time_point at_most, bool for_due) {
-  std::unique_lock lock(mutex_);
+  const MutexLock lock(mutex_);
   if (for_due && !due_.empty()) at_most = std::min(at_most, due_.begin()->first);
-  changed_.wait_until(lock, at_most, [&] { return news_ || ending_; });
+  while (!news_ && !ending_ && changed_.wait_until(mutex_, at_most)) {
+  }
   news_ = false;
 }
 
 void NatsWindow::end() {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   ending_ = true;
   changed_.notify_one();
 }
 
 bool NatsWindow::ending() const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return ending_;
 }
 
@@ -153,14 +190,12 @@ NatsPublisher::NatsPublisher(NatsOptions options, Spool& spool, std::chrono::sec
       replay_(replay),
       on_error_(std::move(on_error)),
       window_(options_, spool, figures_),
-      key_(table().add(window_)) {}
+      key_(table().add(*this)) {}
 
 NatsPublisher::~NatsPublisher() {
   table().remove(key_);
   window_.end();
   if (thread_.joinable()) thread_.join();
-  context_.reset();
-  connection_.reset();
 }
 
 Result<void> NatsPublisher::start() {
@@ -170,54 +205,45 @@ Result<void> NatsPublisher::start() {
   return {};
 }
 
-// The library connects again by itself, to any of the servers; the jitter keeps hosts apart.
 Result<void> NatsPublisher::connect() {
-  std::vector<std::string> servers;
-  for (std::string_view left = options_.servers; !left.empty();) {
-    const auto server = left.substr(0, left.find(','));
-    left.remove_prefix(std::min(left.size(), server.size() + 1));
-    if (!trim(server).empty()) servers.emplace_back(trim(server));
-  }
-  std::vector<const char*> urls;
-  urls.reserve(servers.size());
-  for (const auto& server : servers) urls.push_back(server.c_str());
-
-  natsOptions* made = nullptr;
-  natsStatus status = natsOptions_Create(&made);
-  const NatsOwned<natsOptions> owned(made);
+  auto options = nats_options({options_.servers, options_.credentials, options_.authorities, "sockalarmd"},
+                              options_.least_backoff);
+  if (!options) return fail(options.error());
+  natsOptions* const made = options->get();
   void* const key =
       reinterpret_cast<void*>(key_);  // NOLINT(performance-no-int-to-ptr): a number, never followed
+  natsStatus status = NATS_OK;
   const auto also = [&](natsStatus next) { status = status == NATS_OK ? next : status; };
-  also(natsOptions_SetServers(made, urls.data(), static_cast<int>(urls.size())));
-  also(natsOptions_SetName(made, "sockalarmd"));
-  also(natsOptions_SetTimeout(made, 2000));
-  also(natsOptions_SetMaxReconnect(made, -1));
-  also(natsOptions_SetReconnectWait(made, options_.least_backoff.count()));
-  also(natsOptions_SetReconnectJitter(made, options_.least_backoff.count() * 4,
-                                      options_.least_backoff.count() * 8));
-  also(natsOptions_SetRetryOnFailedConnect(made, true, on_connection, key));
-  also(natsOptions_SetReconnectedCB(made, on_connection, key));
-  also(natsOptions_SetPingInterval(made, 5000));  // a server that vanished without a word
-  also(natsOptions_SetMaxPingsOut(made, 2));
-  if (!options_.credentials.empty())
-    also(natsOptions_SetUserCredentialsFromFiles(made, options_.credentials.c_str(), nullptr));
-  if (!options_.authorities.empty())
-    also(natsOptions_LoadCATrustedCertificates(made, options_.authorities.c_str()));
-  if (status != NATS_OK)
-    return fail(nats_error(status, "options for the NATS servers " + sockalarm::quoted(options_.servers)));
+  also(natsOptions_SetRetryOnFailedConnect(made, true, NatsCallbacks::connected, key));
+  also(natsOptions_SetReconnectedCB(made, NatsCallbacks::connected, key));
+  also(natsOptions_SetDisconnectedCB(made, NatsCallbacks::disconnected, key));
+  also(natsOptions_SetErrorHandler(made, NatsCallbacks::failed, key));
+  if (status != NATS_OK) return fail(nats_error(status, "options for NATS"));
 
+  context_.reset();
+  stream_answers_.reset();
+  connection_.reset();
   natsConnection* connection = nullptr;
   status = natsConnection_Connect(&connection, made);
   connection_.reset(connection);
   if (status != NATS_OK && status != NATS_NOT_YET_CONNECTED)
     return fail(nats_error(status, "the NATS servers " + sockalarm::quoted(options_.servers)));
+  if (status == NATS_OK) {  // of which no callback tells
+    const MutexLock lock(heard_mutex_);
+    heard_.connected = true;
+  }
   jsOptions js;
   status = jsOptions_Init(&js);
-  js.PublishAsync.AckHandler = on_acknowledged;
+  js.PublishAsync.AckHandler = NatsCallbacks::acknowledged;
   js.PublishAsync.AckHandlerClosure = key;
   jsCtx* context = nullptr;
   also(natsConnection_JetStream(&context, connection, &js));
   context_.reset(context);
+  natsSubscription* answers = nullptr;
+  const std::string inbox =
+      "_INBOX.sockalarmd." + std::to_string(std::random_device{}()) + std::to_string(std::random_device{}());
+  also(natsConnection_Subscribe(&answers, connection, inbox.c_str(), NatsCallbacks::stream_answer, key));
+  stream_answers_.reset(answers);
   if (status != NATS_OK) return fail(nats_error(status, "natsConnection_JetStream()"));
   return {};
 }
@@ -232,54 +258,92 @@ natsStatus NatsPublisher::send(const NatsMessage& message) {
                          static_cast<int>(message.json.size()), &publish);
 }
 
-void NatsPublisher::report(bool good, const std::string& what) {
-  if (!good && !failing_ && on_error_) on_error_(Error(std::make_error_code(std::errc::not_connected), what));
-  failing_ = !good;
+void NatsPublisher::tell(const Error& error) const {
+  if (on_error_) on_error_(error);
+}
+
+NatsPublisher::Heard NatsPublisher::take_heard() {
+  const MutexLock lock(heard_mutex_);
+  return std::exchange(heard_, {});
 }
 
 // Nothing is given to a connection that is not up: the library would keep it, beside the spool.
 bool NatsPublisher::usable() {
-  const bool up = natsConnection_Status(connection_.get()) == NATS_CONN_STATUS_CONNECTED;
-  if (up != figures_.connected) {
-    figures_.connected = up;
-    report(up, "no connection to the NATS servers " + sockalarm::quoted(options_.servers) +
-                   "; the spool keeps what comes");
+  // After two refusals of the same kind, as of credentials that have expired, the library gives up.
+  const auto now = Clock::now();
+  if (!connection_ || natsConnection_IsClosed(connection_.get())) {
+    if (!connect_) connect_ = now + kAgain;
+    if (*connect_ <= now) {
+      connect_.reset();
+      if (auto connected = connect(); !connected) tell(connected.error());
+    }
   }
-  if (up && !stream_checked_) check_stream();
+  const Heard heard = take_heard();
+  if (!heard.error.empty() && heard.error != told_error_) {
+    told_error_ = heard.error;
+    tell(Error(std::make_error_code(std::errc::operation_not_permitted), "NATS: " + heard.error));
+  }
+  if (heard.stream) judge_stream(*heard.stream);
+  const bool up = connection_ && natsConnection_Status(connection_.get()) == NATS_CONN_STATUS_CONNECTED;
+  figures_.connected = up;
+  if (!up && told_connected_ != std::optional(false))
+    tell(Error(std::make_error_code(std::errc::not_connected), "no connection to the NATS servers " +
+                                                                   sockalarm::quoted(options_.servers) +
+                                                                   "; the spool keeps what comes"));
+  told_connected_ = up;
+  if (up && (heard.connected || (ask_ && *ask_ <= now))) ask_for_stream();
   return up;
 }
 
-// Once, and only to tell: an agent may lack the right to ask.
-void NatsPublisher::check_stream() {
-  jsStreamInfo* info = nullptr;
-  jsErrCode code{};
-  const natsStatus status = js_GetStreamInfo(&info, context_.get(), options_.stream.c_str(), nullptr, &code);
-  if (status == NATS_TIMEOUT || status == NATS_NO_RESPONDERS) return;  // no leader yet
-  stream_checked_ = true;
-  if (!on_error_) return;
-  if (status == NATS_NOT_FOUND)
-    on_error_(nats_error(status, "the stream " + sockalarm::quoted(options_.stream) +
-                                     "; make it with the subject sockalarm.v1.>"));
-  else if (status == NATS_OK && info->Config->Duplicates < std::chrono::nanoseconds(replay_).count())
-    on_error_(Error(Errc::invalid_options,
-                    "the stream " + sockalarm::quoted(options_.stream) + " knows duplicates for " +
-                        std::to_string(info->Config->Duplicates / 1'000'000'000) +
-                        " s, but the spool sends again for " + std::to_string(replay_.count()) +
-                        " s: events may come twice; raise its duplicate window"));
-  jsStreamInfo_Destroy(info);
+// Once for each connection, only to tell, and without a wait: an agent may lack the right to ask, and then
+// nobody answers.
+void NatsPublisher::ask_for_stream() {
+  ask_.reset();
+  const std::string subject = "$JS.API.STREAM.INFO." + options_.stream;
+  natsConnection_PublishRequest(connection_.get(), subject.c_str(),
+                                natsSubscription_GetSubject(stream_answers_.get()), nullptr, 0);
 }
 
-void NatsPublisher::run() {
+void NatsPublisher::judge_stream(const std::string& answer) {
+  constexpr int kNotFound = 404, kUnavailable = 503;
+  const auto json = nlohmann::json::parse(answer, nullptr, false);
+  const auto error = json.is_object() ? json.value("error", nlohmann::json::object()) : nlohmann::json();
+  if (answer.empty() || (error.is_object() && error.value("code", 0) == kUnavailable)) {
+    ask_ = Clock::now() + kAgain;  // no leader yet
+  } else if (!error.is_object()) {
+    return;
+  } else if (const int code = error.value("code", 0); code != 0) {
+    tell(Error(std::make_error_code(std::errc::not_connected),
+               "the stream " + sockalarm::quoted(options_.stream) + ": " + error.value("description", "") +
+                   (code == kNotFound ? "; make it with the subject sockalarm.v1.>" : "")));
+  } else if (const auto window = std::chrono::nanoseconds(
+                 json.value("config", nlohmann::json::object()).value("duplicate_window", std::int64_t{0}));
+             window < replay_) {
+    tell(Error(Errc::invalid_options,
+               "the stream " + sockalarm::quoted(options_.stream) + " knows duplicates for " +
+                   std::to_string(std::chrono::duration_cast<std::chrono::seconds>(window).count()) +
+                   " s, but the spool sends again for " + std::to_string(replay_.count()) +
+                   " s: events may come twice; raise its duplicate window"));
+  }
+}
+
+void NatsPublisher::send_what_is_due() {
+  while (auto message = window_.next(Clock::now())) {
+    const natsStatus status = send(*message);
+    if (status != NATS_OK) window_.settled(message->id, nullptr);
+    if (status != NATS_OK || window_.ending()) break;
+  }
+}
+
+// What is thrown, as without memory, ends a round, not the process.
+void NatsPublisher::run() noexcept {
   while (!window_.ending()) {
-    const auto now = NatsWindow::Clock::now();
-    if (usable()) {
-      while (auto message = window_.next(NatsWindow::Clock::now())) {
-        const natsStatus status = send(*message);
-        if (status != NATS_OK) window_.settled(message->id, nullptr);
-        if (status != NATS_OK || window_.ending()) break;
-      }
+    const auto now = Clock::now();
+    try {
+      if (usable()) send_what_is_due();
+      spool_.drop_too_old();
+    } catch (...) {
     }
-    spool_.drop_too_old();
     // What is due cannot be sent without a connection, so that is not waited for.
     window_.wait(now + kLook, figures_.connected);
   }

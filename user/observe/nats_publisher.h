@@ -4,28 +4,19 @@
 #include <nats/nats.h>
 
 #include <chrono>
-#include <condition_variable>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <random>
 #include <string>
 #include <thread>
 #include <unordered_map>
 
+#include "base/mutex.h"
+#include "observe/nats_connection.h"
 #include "observe/nats_sink.h"
 
 namespace sockalarm::observe {
-
-struct NatsDeleter {
-  void operator()(natsOptions* options) const noexcept { natsOptions_Destroy(options); }
-  void operator()(natsConnection* connection) const noexcept { natsConnection_Destroy(connection); }
-  void operator()(jsCtx* context) const noexcept { jsCtx_Destroy(context); }
-  void operator()(natsMsg* message) const noexcept { natsMsg_Destroy(message); }
-};
-template <class T>
-using NatsOwned = std::unique_ptr<T, NatsDeleter>;
 
 // What a record of the spool says.
 struct NatsMessage {
@@ -35,8 +26,7 @@ struct NatsMessage {
   static std::optional<NatsMessage> decoded(const std::string& bytes);
 };
 
-// What was sent, and waits for its acknowledgement or for being sent again. Callbacks of the library reach it
-// by a number in a table, never by a pointer: they may come while the connection is being destroyed.
+// What was sent, and waits for its acknowledgement or for being sent again.
 class NatsWindow {
  public:
   using Clock = std::chrono::steady_clock;
@@ -59,21 +49,22 @@ class NatsWindow {
     unsigned failures = 0;
     std::multimap<Clock::time_point, std::string>::iterator due;  // to be sent again
   };
-  Clock::duration backoff(unsigned failures);
-  void put_off(const std::string& id, Waiting& waiting, Clock::time_point until);
+  Clock::duration backoff(unsigned failures) REQUIRES(mutex_);
+  void put_off(const std::string& id, Waiting& waiting, Clock::time_point until) REQUIRES(mutex_);
 
   const NatsOptions& options_;
   Spool& spool_;
   NatsFigures& figures_;
-  mutable std::mutex mutex_;
-  std::condition_variable changed_;
-  bool news_ = false, ending_ = false;
-  std::unordered_map<std::string, Waiting> waiting_;   // by id
-  std::multimap<Clock::time_point, std::string> due_;  // of all that wait
-  std::mt19937 random_{std::random_device{}()};
+  mutable Mutex mutex_;
+  ConditionVariable changed_;
+  bool news_ GUARDED_BY(mutex_) = false, ending_ GUARDED_BY(mutex_) = false;
+  std::unordered_map<std::string, Waiting> waiting_ GUARDED_BY(mutex_);   // by id
+  std::multimap<Clock::time_point, std::string> due_ GUARDED_BY(mutex_);  // of all that wait
+  std::mt19937 random_ GUARDED_BY(mutex_){std::random_device{}()};
 };
 
-// The connection and the thread that sends.
+// The connection and the thread that sends. Callbacks of the library reach it by a number in a table, never
+// by a pointer: they may come while the connection is being destroyed.
 class NatsPublisher {
  public:
   NatsPublisher(NatsOptions options, Spool& spool, std::chrono::seconds replay, NatsSink::ErrorHook on_error);
@@ -86,12 +77,25 @@ class NatsPublisher {
   const NatsFigures& figures() const noexcept { return figures_; }
 
  private:
+  friend struct NatsCallbacks;
+  using Clock = NatsWindow::Clock;
+
+  // What callbacks have told, and the thread that sends has not looked at yet.
+  struct Heard {
+    bool connected = false;             // anew
+    std::optional<std::string> stream;  // the answer to ask_for_stream(); empty: nobody is there to give one
+    std::string error;                  // the last one of the server, as of a missing right
+  };
+
   Result<void> connect();
-  void run();
+  void run() noexcept;
+  void send_what_is_due();
   natsStatus send(const NatsMessage& message);
   bool usable();
-  void check_stream();
-  void report(bool good, const std::string& what);
+  void ask_for_stream();
+  void judge_stream(const std::string& answer);
+  void tell(const Error& error) const;
+  Heard take_heard();
 
   const NatsOptions options_;
   Spool& spool_;
@@ -99,10 +103,15 @@ class NatsPublisher {
   const NatsSink::ErrorHook on_error_;
   NatsFigures figures_;
   NatsWindow window_;
-  std::uintptr_t key_ = 0;  // of the window in the table
+  std::uintptr_t key_ = 0;  // in the table
   NatsOwned<natsConnection> connection_;
+  NatsOwned<natsSubscription> stream_answers_;
   NatsOwned<jsCtx> context_;
-  bool failing_ = false, stream_checked_ = false;
+  Mutex heard_mutex_;
+  Heard heard_ GUARDED_BY(heard_mutex_);
+  std::optional<bool> told_connected_;              // the last that on_error was told of
+  std::string told_error_;                          // the same
+  std::optional<Clock::time_point> ask_, connect_;  // again, then
   std::thread thread_;
 };
 

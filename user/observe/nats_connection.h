@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <nats/nats.h>
+#include <sockalarm/result.h>
+
+#include <chrono>
+#include <memory>
+#include <string>
+
+namespace sockalarm::observe {
+
+struct NatsDeleter {
+  void operator()(natsOptions* options) const noexcept { natsOptions_Destroy(options); }
+  void operator()(natsConnection* connection) const noexcept { natsConnection_Destroy(connection); }
+  void operator()(natsSubscription* subscription) const noexcept { natsSubscription_Destroy(subscription); }
+  void operator()(jsCtx* context) const noexcept { jsCtx_Destroy(context); }
+  void operator()(natsMsg* message) const noexcept { natsMsg_Destroy(message); }
+};
+template <class T>
+using NatsOwned = std::unique_ptr<T, NatsDeleter>;
+
+Error nats_error(natsStatus status, const std::string& what);
+
+// How to reach the servers.
+struct NatsServers {
+  std::string servers;      // separated by commas
+  std::string credentials;  // a file of `nsc`; empty: none
+  std::string authorities;  // a PEM file for tls://; empty: those of the system
+  std::string name;         // that the servers show
+};
+
+// What the agent and a reader have in common: the library connects again by itself, to any of the servers, at
+// first after `least`, with jitter, which keeps hosts apart. A server that vanished without a word is
+// noticed, and so is one that takes nothing: nobody waits longer than this to write to it.
+inline constexpr std::chrono::milliseconds kNatsWriteDeadline{2000};
+Result<NatsOwned<natsOptions>> nats_options(const NatsServers& servers, std::chrono::milliseconds least);
+
+}  // namespace sockalarm::observe
