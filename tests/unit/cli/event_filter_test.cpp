@@ -63,7 +63,8 @@ TEST(EventFilterTest, WhatIsMissingOrOfAnotherTypeMatchesNothing) {
                                         "host=*",           "port=0-65535",      "prefix=::/0",
                                         "min-orphaned=0",   "command=*",         "pid=1234"};
   Json wrong;
-  for (const auto& [key, value] : record().items()) wrong[key] = Json::array({value});
+  const Json right = record();
+  for (const auto& [key, value] : right.items()) wrong[key] = Json::array({value});
   for (const std::string& text : all) {
     EXPECT_FALSE(matches({text}, Json::object())) << text;
     EXPECT_FALSE(matches({text}, wrong)) << text;
