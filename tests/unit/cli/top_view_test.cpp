@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
+#include <vector>
 
 #include "cli/number_text.h"
 
@@ -23,14 +24,17 @@ Json entry(const char* service, const char* cause, const char* verdict, std::uin
           {"count", count},     {"bytes_received", 1},    {"bytes_sent", 2}, {"orphaned_seconds", orphaned}};
 }
 
-Snapshot snapshot(double uptime, Json ends, Json lost = Json::object(),
+// A vector, for with one element in braces compilers disagree about what a Json is.
+using Ends = std::vector<Json>;
+
+Snapshot snapshot(double uptime, const Ends& ends, Json lost = Json::object(),
                   const char* started = "2026-11-27T03:00:00Z") {
   const Json totals = {{"schema", "sockalarm.totals.v1"},
                        {"version", "0.5.0"},
                        {"host", {{"id", "abc"}, {"name", "web-1"}}},
                        {"started_at", started},
                        {"uptime_seconds", uptime},
-                       {"ends", std::move(ends)},
+                       {"ends", ends},
                        {"lost", std::move(lost)},
                        {"of_a_newer_daemon", {1, 2}}};
   return parse_totals(totals.dump()).value();
@@ -66,7 +70,7 @@ TEST(TopViewTest, RatesAreTheDifferenceOverTheDaemonsOwnTime) {
 }
 
 TEST(TopViewTest, AServiceWithoutAbortsHasARowOnlyIfAllAreWanted) {
-  const Json ends = {entry("idle", "peer_fin", "idle_close", 100), entry("busy", "peer_fin", "abandoned", 1)};
+  const Ends ends = {entry("idle", "peer_fin", "idle_close", 100), entry("busy", "peer_fin", "abandoned", 1)};
   EXPECT_THAT(services(compare(nullptr, snapshot(10, ends), TopSort::ends, false)), ElementsAre("busy"));
   const TopTable all = compare(nullptr, snapshot(10, ends), TopSort::ends, true);
   EXPECT_THAT(services(all), ElementsAre("idle", "busy"));
@@ -75,7 +79,7 @@ TEST(TopViewTest, AServiceWithoutAbortsHasARowOnlyIfAllAreWanted) {
 }
 
 TEST(TopViewTest, Sorts) {
-  const Json ends = {entry("a", "peer_fin", "abandoned", 1, 9), entry("b", "peer_fin", "abandoned", 5, 1),
+  const Ends ends = {entry("a", "peer_fin", "abandoned", 1, 9), entry("b", "peer_fin", "abandoned", 5, 1),
                      entry("c", "peer_fin", "abandoned", 2, 2), entry("c", "local", "local", 50)};
   const auto sorted = [&](TopSort sort) {
     return services(compare(nullptr, snapshot(1, ends), sort, false));
@@ -102,16 +106,16 @@ TEST(TopViewTest, CountersThatBeganAnewAreNoNegativeRates) {
 }
 
 TEST(TopViewTest, TellsOfLossesOnlyWhenThereAreAny) {
-  const Snapshot before = snapshot(1, Json::array(), {{"ring", 3}, {"queue", 0}});
-  EXPECT_THAT(shown(compare(nullptr, snapshot(1, Json::array(), {{"ring", 0}}), TopSort::ends, false)),
+  const Snapshot before = snapshot(1, {}, {{"ring", 3}, {"queue", 0}});
+  EXPECT_THAT(shown(compare(nullptr, snapshot(1, {}, {{"ring", 0}}), TopSort::ends, false)),
               Not(HasSubstr("lost")));
-  EXPECT_THAT(shown(compare(&before, snapshot(2, Json::array(), {{"ring", 5}, {"queue", 0}, {"sink", 1}}),
-                            TopSort::ends, false)),
+  EXPECT_THAT(shown(compare(&before, snapshot(2, {}, {{"ring", 5}, {"queue", 0}, {"sink", 1}}), TopSort::ends,
+                            false)),
               HasSubstr("lost: ring 5 (+2), sink 1 (+1)\n"));
 }
 
 TEST(TopViewTest, FitsTheTerminal) {
-  Json ends = Json::array();
+  Ends ends;
   for (int i = 0; i < 50; ++i)
     ends.push_back(entry(("a-service-with-quite-a-long-name-" + std::to_string(i)).c_str(), "peer_reset",
                          "abandoned", 10, 1));
@@ -133,7 +137,7 @@ TEST(TopViewTest, FitsTheTerminal) {
 
 TEST(TopViewTest, NoNameReachesTheTerminal) {
   const std::string bad = "x\x1b[2J\n\xff";
-  Snapshot hostile = snapshot(1, Json::array());
+  Snapshot hostile = snapshot(1, {});
   hostile.host = hostile.version = bad;
   hostile.services[bad] = {.ends = 1, .aborts = 1, .causes = {{bad, 1}}, .orphaned_seconds = 1};
   hostile.lost[bad] = 1;
