@@ -25,6 +25,7 @@ RULES = [
     (r"user/observe/(?!observer(_programs)?\.cpp)", r"^(bpf/|observe\.skel\.h)", "only observer and observer_programs know libbpf"),
     (r"user/observe/", r"^(cli|daemon|ipc|request)/", "the observer stands on the core"),
     (r"user/(base|core|ipc|request|c_abi)/", r"^observe/", "only the daemon knows the observer"),
+    (r"user/(?!cli/http_client\.cpp)", r"^curl/", "only http_client knows libcurl"),
     (r"user/cli/", r"^observe/(?!filters\.h$)", "of the observer the tool knows how a network is written"),
     (r"user/core/(?!(loaded_session\.cpp|ring_reader\.(h|cpp)|watch_state\.h))", r"^sockalarm_abi\.h$", "the record layout is the business of bpf_session, ring_reader and watch_state"),
     (r"user/core/poll_source\.cpp", r"^(linux/|sys/(epoll|eventfd|timerfd|signalfd|inotify|prctl|syscall)\.h)", "the poll source is plain POSIX"),
@@ -64,8 +65,8 @@ def self_test():
                "user/core/c.cpp": "cli/commands.h", "user/core/f.cpp": "libpq-fe.h", "user/postgres/a.cpp": "core/core.h",
                "user/core/c.cpp": "cli/commands.h", "user/core/d.cpp": "request/poke.h", "user/core/e.cpp": "re2/re2.h",
                "user/request/a.cpp": "cli/commands.h", "user/request/b.cpp": "toml++/toml.h", "tests/a.cpp": "../x.h", "user/c_abi/a.cpp": "core/core.h",
-               "user/core/g.cpp": "observe/spool.h", "user/observe/a.cpp": "daemon/lane.h", "user/observe/b.cpp": "nats/nats.h", "user/observe/c.cpp": "httplib.h",
-               "user/cli/b.cpp": "observe/spool.h"}
+               "user/core/g.cpp": "observe/spool.h", "user/observe/a.cpp": "daemon/lane.h", "user/observe/b.cpp": "nats/nats.h", "user/observe/c.cpp": "microhttpd.h",
+               "user/cli/b.cpp": "observe/spool.h", "user/cli/c.cpp": "curl/curl.h"}
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
         for name, included in planted.items():

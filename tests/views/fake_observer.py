@@ -93,13 +93,13 @@ class _TcpServer(http.server.ThreadingHTTPServer):
 
 
 class FakeObserver:
-    """Serves on `path`, or on a port of loopback if that is None. `page` is the body of /."""
+    """Serves on `path`, or on a port of loopback if that is None. `page` is the body of /, `answers` are as of serve()."""
 
-    def __init__(self, path=None, port=0, page=None, page_headers=()):
+    def __init__(self, path=None, port=0, page=None, page_headers=(), answers=()):
         self.page, self.page_headers, self.readers = page, page_headers, 1
         self.streams = queue.Queue()  # of those that read /v1/events: a queue each, that takes bytes, "end" or "break off"
         self.asked = 0
-        self._totals, self._changed = [totals(1)], threading.Condition()
+        self._totals, self._lock = list(answers) or [totals(1)], threading.Lock()
         if path is not None and os.path.exists(path):
             os.unlink(path)
         self._server = _TcpServer(("127.0.0.1", port), _Handler) if path is None else _UnixServer(path, _Handler)
@@ -117,20 +117,13 @@ class FakeObserver:
 
     def serve(self, *answers):
         """The next answers to /v1/totals, of which the last one stays; a number is a status."""
-        with self._changed:
+        with self._lock:
             self._totals = [copy.deepcopy(answer) for answer in answers]
 
     def next_totals(self):
-        with self._changed:
+        with self._lock:
             self.asked += 1
-            self._changed.notify_all()
             return self._totals.pop(0) if len(self._totals) > 1 else self._totals[0]
-
-    def wait_until_asked(self, times):
-        """Until /v1/totals was asked for so often from now on."""
-        with self._changed:
-            until = self.asked + times
-            assert self._changed.wait_for(lambda: self.asked >= until, PATIENCE), "nobody asked for the totals"
 
     def reader(self):
         return self.streams.get(timeout=PATIENCE)

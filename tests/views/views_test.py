@@ -30,8 +30,8 @@ class Views(unittest.TestCase):
         self.addCleanup(lambda: self.observer and self.observer.stop())
         self.begin()
 
-    def begin(self):
-        self.observer = FakeObserver(self.socket)
+    def begin(self, *answers):
+        self.observer = FakeObserver(self.socket, answers=answers)
 
     def stop(self):
         self.observer.stop()
@@ -98,8 +98,7 @@ class Top(Views):
         self.assertEqual([first["all"]["aborts_per_second"], second["all"]["aborts_per_second"]], [0.4, 2])
         self.stop()
         self.assertIn("the observer has gone", top.stderr.readline())
-        self.begin()
-        self.observer.serve(totals(2, [end("a", count=1)], started="2026-11-27T04:00:00.000000000Z"))
+        self.begin(totals(2, [end("a", count=1)], started="2026-11-27T04:00:00.000000000Z"))
         self.assertIn("the observer was started anew at 2026-11-27T04", top.stderr.readline())
         while not (later := json.loads(top.stdout.readline()))["restarted"]:
             self.assertEqual(later["started_at"], "2026-11-27T03:00:00.000000000Z")
@@ -208,8 +207,7 @@ class TopOnATerminal(Views):
         screen.read_until(self.FRAME)
         self.stop()
         screen.read_until("the observer has gone, the figures are old: ")
-        self.begin()
-        self.observer.serve(totals(1, [], started="2026-11-27T04:00:00.000000000Z"))
+        self.begin(totals(1, [], started="2026-11-27T04:00:00.000000000Z"))
         screen.read_until("the observer was started anew at 2026-11-27T04:00:00.000000000Z")
         os.write(screen.terminal, b"q")
         screen.read_until(RESTORED)
