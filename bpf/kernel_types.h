@@ -48,9 +48,12 @@ struct sock_cgroup_data {
   struct cgroup* cgroup; /* a pointer and nothing else since 5.15; the root's for sockets of no other */
 };
 
+struct socket;
+
 struct sock {
   struct sock_common __sk_common;
   int sk_err;
+  struct socket* sk_socket; /* null: nobody has accepted it yet, or nobody has it any more */
   __u8 sk_shutdown; /* a plain member since 5.6; a bit-field before */
   struct sock_cgroup_data sk_cgrp_data;
 };

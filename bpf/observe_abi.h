@@ -59,6 +59,7 @@ struct sockalarm_observe_end {
   sockalarm_observe_u64 cookie;
   sockalarm_observe_u64 cgroup;
   sockalarm_observe_u64 established_at, departed_at, ended_at;
+  sockalarm_observe_u64 recorded_at;
   sockalarm_observe_u64 orphaned; /* ns */
   sockalarm_observe_u64 bytes_received, bytes_sent;
   sockalarm_observe_u32 unread; /* received, not read by the program */
@@ -139,7 +140,7 @@ struct sockalarm_observe_late_wake {
 
 #if defined(__cplusplus)
 static_assert(sizeof(struct sockalarm_observe_endpoints) == 36, "no padding");
-static_assert(sizeof(struct sockalarm_observe_end) == 144, "no padding");
+static_assert(sizeof(struct sockalarm_observe_end) == 152, "no padding");
 #endif
 
 #endif

@@ -72,6 +72,7 @@ TEST(ObserveCauses, TheRecordIsComplete) {
   send_text(connection.peer.get(), "never read");
   await_readable(connection.ours.get());
   const auto before = std::chrono::system_clock::now();
+  const auto begin = std::chrono::steady_clock::now();
   reset(connection.peer);
   await_departure(connection.ours.get());
   connection.ours.reset();
@@ -94,6 +95,8 @@ TEST(ObserveCauses, TheRecordIsComplete) {
   EXPECT_EQ(end.unread, 10u);
   EXPECT_EQ(end.unsent, 0u);
   EXPECT_EQ(end.error, ECONNRESET);
+  EXPECT_GT(end.latency.count(), 0);
+  EXPECT_LE(end.latency, std::chrono::steady_clock::now() - begin);  // the same clock
   ASSERT_TRUE(end.age && end.age_at_departure);
   EXPECT_GE(*end.age, *end.age_at_departure);
   EXPECT_GE(end.ended_at + std::chrono::seconds(1), before);  // another clock, perhaps being set
@@ -110,7 +113,8 @@ TEST(ObserveCauses, TheRecordIsComplete) {
 TEST(ObserveCauses, IPv6AndMappedAddresses) {
   ObserverScene scene;
   const std::string host = own_ipv6_address();
-  scene.net().shell("ip address add " + host + "/128 dev lo");
+  // Not looked for on the link first (RFC 4862, 5.4): until then, ::1 is taken for the client.
+  scene.net().shell("ip address add " + host + "/128 dev lo nodad");
   Connection six, mapped;
   scene.net().run([&] {
     Listener listener;
@@ -223,6 +227,152 @@ TEST(ObserveCauses, ConnectionsThatFail) {
     EXPECT_EQ(end.pid, static_cast<std::uint32_t>(::getpid()));
     EXPECT_FALSE(end.age);
     EXPECT_EQ(end.unsent, 0u) << "a SYN is no data";
+  }
+}
+
+// As if the change of state had come in a softirq while the program was interrupted: the error that follows
+// it tells, or what is left of it when the socket goes.
+TEST(ObserveCauses, ConnectionsThatFailThoughTheChangeIsMissed) {
+  for (const bool is_reported : {true, false}) {
+    observe::ObserverOptions options;
+    options.without = {"observe_state"};
+    if (!is_reported) options.without.emplace_back("observe_error");
+    ObserverScene scene(options);
+    UniqueFd fd;
+    scene.net().run([&] {
+      fd = UniqueFd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | (is_reported ? 0 : SOCK_NONBLOCK), 0));
+      EXPECT_EQ(try_connect(fd.get(), 1, kNobody), is_reported ? ECONNREFUSED : EINPROGRESS);
+    });
+    await_readable(fd.get(), POLLHUP);
+    const std::uint64_t cookie = cookie_of(fd.get());
+    fd.reset();
+    const std::vector<ConnectionEnd> ends = scene.ends(1);
+    EXPECT_EQ(ends[0].cookie, cookie);
+    EXPECT_EQ(ends[0].cause, Cause::refused);
+    EXPECT_EQ(ends[0].error, ECONNREFUSED);
+    EXPECT_EQ(ends[0].direction, Direction::outbound);
+    EXPECT_EQ(ends[0].peer.port, kNobody);
+    EXPECT_EQ(ends[0].unsent, 0u);
+    EXPECT_EQ(ends[0].pid, is_reported ? static_cast<std::uint32_t>(::getpid()) : 0u);
+    EXPECT_GT(scene.observer().losses().value().late, 0u);
+  }
+}
+
+// And those of a socket that had another connection before.
+TEST(ObserveCauses, ConnectionsThatFailAgainThoughTheChangeIsMissed) {
+  observe::ObserverOptions options;
+  options.without = {"observe_state"};
+  ObserverScene scene(options);
+  scene.net().run([&] {
+    UniqueFd fd = unconnected();
+    EXPECT_EQ(try_connect(fd.get(), 1, kNobody), ECONNREFUSED);
+    dissolve(fd.get());
+  });
+  EXPECT_EQ(scene.ends(1)[0].cause, Cause::refused);
+}
+
+// Both sides connect, none accepts. The simplest such pair is one socket with itself (RFC 9293, 3.5).
+TEST(ObserveCauses, SimultaneousOpen) {
+  ObserverScene scene;
+  scene.net().run([&] {
+    const UniqueFd fd = unconnected();
+    const sockaddr_in from = own_sockaddr(2, 0);
+    require(::bind(fd.get(), reinterpret_cast<const sockaddr*>(&from), sizeof from) == 0, "bind");
+    ASSERT_EQ(try_connect(fd.get(), 2, local_port(fd.get())), 0);
+    send_text(fd.get(), "to itself");
+    EXPECT_EQ(receive(fd.get(), 9), "to itself");
+  });
+  const ConnectionEnd end = scene.ends(1)[0];
+  EXPECT_EQ(end.direction, Direction::outbound);
+  EXPECT_EQ(end.verdict, ObservedVerdict::none);
+  EXPECT_EQ(end.cause, Cause::local);
+  EXPECT_EQ(end.bytes_sent, 9u);
+  EXPECT_EQ(end.bytes_received, 9u);
+  EXPECT_TRUE(end.age);
+}
+
+// The other's SYN comes, but none of its acknowledgements.
+TEST(ObserveCauses, SimultaneousOpenThatFails) {
+  ObserverScene scene;
+  UniqueFd fd;
+  scene.net().run([&] {
+    fd = unconnected();
+    const sockaddr_in from = own_sockaddr(2, 0);
+    require(::bind(fd.get(), reinterpret_cast<const sockaddr*>(&from), sizeof from) == 0, "bind");
+    const std::uint16_t port = local_port(fd.get());
+    scene.net().shell(
+        "nft 'add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule "
+        "inet t in tcp flags & (syn | ack) != syn drop'");
+    const int patience = 200;
+    ::setsockopt(fd.get(), IPPROTO_TCP, TCP_USER_TIMEOUT, &patience, sizeof patience);
+    EXPECT_EQ(try_connect(fd.get(), 2, port), ETIMEDOUT);
+    scene.net().flush();
+  });
+  fd.reset();
+  const ConnectionEnd end = scene.ends(1)[0];
+  EXPECT_EQ(end.direction, Direction::outbound);
+  EXPECT_EQ(end.cause, Cause::timeout);
+  EXPECT_EQ(end.verdict, ObservedVerdict::none);
+  EXPECT_EQ(end.unsent, 0u) << "a SYN is no data";
+  EXPECT_FALSE(end.age);
+}
+
+// With TCP Fast Open a connection is accepted, and a request read and answered, before the handshake is over
+// (tcp(7)). Here its last packet never comes.
+TEST(ObserveCauses, FastOpenThatIsNeverEstablished) {
+  enum What { unread, read, answered, closed, not_accepted };
+  ObserverScene scene;
+  scene.net().sysctl("net/ipv4/tcp_fastopen", 0x207);  // both sides, without cookies (ip-sysctl.rst)
+  for (const What what : {unread, read, answered, closed, not_accepted}) {
+    Connection connection;
+    scene.net().run([&] {
+      Listener listener = listen_on(AF_INET, 64, 0, own_address(1).c_str());
+      const int waiting = 8;
+      ::setsockopt(listener.fd.get(), IPPROTO_TCP, TCP_FASTOPEN, &waiting, sizeof waiting);
+      scene.net().shell(
+          "nft 'add table inet t; add chain inet t in { type filter hook input priority 0; }; add rule inet "
+          "t in tcp "
+          "dport " +
+          std::to_string(local_port(listener.fd.get())) + " tcp flags & (syn | ack | rst) == ack drop'");
+      connection.peer = unconnected();
+      const sockaddr_in from = own_sockaddr(2, 0);
+      require(::bind(connection.peer.get(), reinterpret_cast<const sockaddr*>(&from), sizeof from) == 0,
+              "bind");
+      require(::sendto(connection.peer.get(), "request", 7, MSG_FASTOPEN,
+                       reinterpret_cast<const sockaddr*>(&listener.address), listener.length) == 7,
+              "sendto(MSG_FASTOPEN)");
+      await_readable(listener.fd.get());
+      if (what == not_accepted) {
+        listener.fd.reset();
+        return;
+      }
+      connection.ours = accept_from(listener);
+      tcp_info info{};
+      socklen_t length = sizeof info;
+      ::getsockopt(connection.ours.get(), IPPROTO_TCP, TCP_INFO, &info, &length);
+      EXPECT_EQ(info.tcpi_state, TCP_SYN_RECV) << "or this test shows nothing";
+    });
+    if (what == read || what == answered) receive(connection.ours.get(), 7);
+    if (what == answered) send_text(connection.ours.get(), "answer");
+    if (what == closed) connection.ours.reset();
+    if (what == closed || what == not_accepted) await_readable(connection.peer.get(), POLLRDHUP);
+    reset(connection.peer);
+    if (connection.ours) {
+      await_departure(connection.ours.get());
+      connection.ours.reset();
+    }
+    scene.net().flush();
+    const ConnectionEnd end = scene.server_end();
+    EXPECT_EQ(end.bytes_received, 7u) << what;
+    EXPECT_EQ(end.unread, what == read || what == answered ? 0u : 7u) << what;
+    EXPECT_EQ(end.pid, static_cast<std::uint32_t>(::getpid())) << what;
+    if (what == closed || what == not_accepted) {
+      EXPECT_EQ(end.cause, Cause::local) << what;
+      continue;
+    }
+    EXPECT_EQ(end.cause, Cause::peer_reset) << what;
+    EXPECT_EQ(end.verdict, ObservedVerdict::abandoned) << what;
+    EXPECT_EQ(end.unsent, what == answered ? 6u : 0u) << what;
   }
 }
 
