@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <bpf/bpf.h>
+#include <sys/epoll.h>
+
 #include <atomic>
 #include <numeric>
 #include <thread>
 
+#include "bench/support/own_maps.h"
+#include "harness/syscall_supervisor.h"
 #include "privileged/observe_scene.h"
 
 // What is observed, what is recorded, what is counted, and what is lost.
@@ -169,6 +174,39 @@ TEST(ObserveFilters, AnInvalidOneChangesNothing) {
   EXPECT_EQ(scene.all_ends().size(), 1u);
 }
 
+// Whichever of its system calls the kernel refuses.
+TEST(ObserveFilters, OneThatFailsChangesNothing) {
+  ObserverScene scene;
+  Filter none = own_connections();
+  none.ports = {{1, 1}};
+  none.cgroups = {1};
+  std::atomic<int> until{1 << 30};
+  SyscallSupervisor supervisor([&](const seccomp_notif&) { return until-- == 0 ? ENOMEM : 0; }, SYS_bpf);
+  bool done = false;
+  int refused = 0;
+  std::thread([&] {
+    require(supervisor.begin(), "seccomp");
+    for (int call = 0; !done && call < 50; ++call) {
+      until = call;
+      const auto changed = scene.observer().set_filter(none);
+      until = 1 << 30;
+      if (changed) {
+        done = true;
+        break;
+      }
+      ++refused;
+      EXPECT_NE(changed.error().message().find("memory"), std::string::npos) << changed.error().message();
+      abandon(asked(scene));
+      EXPECT_EQ(scene.all_ends().size(), 2u) << "the filter before is in force, call " << call;
+    }
+  }).join();
+  EXPECT_TRUE(done);
+  EXPECT_GT(refused, 5);
+  abandon(asked(scene));
+  EXPECT_TRUE(scene.observer().set_filter(own_connections()));
+  EXPECT_EQ(scene.all_ends().size(), 0u);
+}
+
 // Two filters that each let everything of ours pass, by different sets; a mixture of them lets nothing pass.
 TEST(ObserveFilters, AreNeverMixed) {
   ObserverScene scene({}, inbound_only());
@@ -255,6 +293,96 @@ TEST(ObserveMetrics, EqualTheSumOfTheRecords) {
     EXPECT_TRUE(scene.observer().forget(of.key));
   }
   EXPECT_TRUE(scene.observer().metrics().value().empty());
+}
+
+// Some thousand services, of cgroups that do not exist.
+void add_services(std::uint32_t count) {
+  const UniqueFd map = bench::own_map("metrics");
+  require(bool(map), "the map of metrics");
+  sockalarm_observe_metrics values{};
+  for (std::uint32_t i = 0; i < count; ++i) {
+    const sockalarm_observe_service key{
+        .cgroup = (1ULL << 40) + i, .cause = 1, .verdict = 2, .direction = 1, .reserved = {}};
+    values.ends = i;
+    require(bpf_map_update_elem(map.get(), &key, &values, BPF_ANY) == 0, "filling the map of metrics");
+  }
+}
+
+TEST(ObserveMetrics, ManyServicesCostFewSystemCalls) {
+  constexpr std::uint64_t kServices = 4000;
+  ObserverScene scene;
+  add_services(kServices);
+  constexpr std::uint64_t kBatch = 24;  // BPF_MAP_LOOKUP_BATCH
+  std::atomic<int> calls{0};
+  std::atomic<bool> refuse{false};
+  SyscallSupervisor supervisor(
+      [&](const seccomp_notif& call) {
+        ++calls;
+        return refuse && call.data.args[0] == kBatch ? EINVAL : 0;
+      },
+      SYS_bpf);
+  std::thread([&] {
+    require(supervisor.begin(), "seccomp");
+    for (const bool with_batches : {true, false}) {
+      refuse = !with_batches;
+      calls = 0;
+      const auto all = scene.observer().metrics();
+      ASSERT_TRUE(all) << all.error().message();
+      EXPECT_EQ(all->size(), kServices);
+      EXPECT_EQ(ends_in(*all), kServices * (kServices - 1) / 2);
+      EXPECT_EQ(all->front().key.verdict, ObservedVerdict::abandoned);
+      EXPECT_EQ(calls < 100, with_batches) << calls;
+    }
+  }).join();
+}
+
+TEST(ObserveReading, IsBoundedAndGoesOnAtOnce) {
+  ObserverScene scene({}, inbound_only());
+  constexpr std::size_t kConnections = 10;
+  for (std::size_t i = 0; i < kConnections; ++i) abandon(asked(scene));
+  EXPECT_TRUE(eventually([&] { return ends_in(scene.observer().metrics().value()) == kConnections; }));
+  const UniqueFd outer(::epoll_create1(EPOLL_CLOEXEC));
+  epoll_event entry{};
+  entry.events = EPOLLIN;
+  require(::epoll_ctl(outer.get(), EPOLL_CTL_ADD, scene.observer().fd(), &entry) == 0, "epoll_ctl");
+  pollfd by_poll{scene.observer().fd(), POLLIN, 0};
+  std::vector<std::uint64_t> sequence;
+  const auto sink = [&](const ConnectionEnd& end) { sequence.push_back(end.sequence); };
+  EXPECT_EQ(scene.observer().read(sink, 0).value(), 0u);
+  for (std::size_t i = 0; i < kConnections; ++i) {
+    EXPECT_EQ(scene.observer().read(sink, 1).value(), 1u);
+    if (i + 1 == kConnections) break;
+    // Without waiting.
+    EXPECT_EQ(::poll(&by_poll, 1, 0), 1);
+    EXPECT_EQ(::epoll_wait(outer.get(), &entry, 1, 0), 1);
+  }
+  EXPECT_TRUE(eventually([&] { return ::poll(&by_poll, 1, 0) == 0; })) << "nothing is left";
+  EXPECT_EQ(scene.observer().read(sink).value(), 0u);
+  ASSERT_EQ(sequence.size(), kConnections);
+  EXPECT_TRUE(std::is_sorted(sequence.begin(), sequence.end()));
+
+  for (int i = 0; i < 2; ++i) abandon(asked(scene));
+  EXPECT_TRUE(eventually([&] { return ends_in(scene.observer().metrics().value()) == kConnections + 2; }));
+  EXPECT_THROW((void)scene.observer().read([](const ConnectionEnd&) { throw std::runtime_error("a sink"); }),
+               std::runtime_error);
+  EXPECT_EQ(::poll(&by_poll, 1, 0), 1) << "the one after it is still there";
+  EXPECT_EQ(scene.observer().read(sink).value(), 1u);
+}
+
+// While more come than it can read.
+TEST(ObserveReading, ReturnsInAStorm) {
+  observe::ObserverOptions options;
+  options.ring_bytes = 1;
+  ObserverScene scene(options, inbound_only());
+  const std::size_t room = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE)) / 160;
+  std::size_t most = 0;
+  const auto storm = [&](const ConnectionEnd&) {
+    abandon(asked(scene));
+    ASSERT_LE(++most, room);
+  };
+  abandon(asked(scene));
+  EXPECT_TRUE(eventually([&] { return scene.observer().read(storm).value() > 0; }));
+  EXPECT_EQ(most, room);
 }
 
 TEST(ObserveLosses, ARingOfOnePageLosesRecordsButCountsThemAll) {

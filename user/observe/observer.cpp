@@ -3,6 +3,7 @@
 
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -25,15 +26,17 @@ using std::chrono::nanoseconds;
 
 nanoseconds ns(std::uint64_t value) { return nanoseconds(static_cast<std::int64_t>(value)); }
 
+// The programs' clock.
+nanoseconds monotonic_now() {
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  return std::chrono::seconds(now.tv_sec) + nanoseconds(now.tv_nsec);
+}
+
 // The records' times are CLOCK_MONOTONIC, which says nothing outside of this host.
 class WallClock {
  public:
-  WallClock() {
-    timespec now{};
-    ::clock_gettime(CLOCK_MONOTONIC, &now);
-    const nanoseconds monotonic = std::chrono::seconds(now.tv_sec) + nanoseconds(now.tv_nsec);
-    offset_ = std::chrono::system_clock::now() - monotonic;
-  }
+  WallClock() : offset_(std::chrono::system_clock::now() - monotonic_now()) {}
   std::chrono::system_clock::time_point at(std::uint64_t monotonic) const {
     return std::chrono::time_point_cast<std::chrono::system_clock::duration>(offset_ + ns(monotonic));
   }
@@ -64,6 +67,7 @@ ConnectionEnd to_end(const sockalarm_observe_end& record, const WallClock& clock
   end.sequence = record.sequence;
   end.cookie = record.cookie;
   end.ended_at = clock.at(record.ended_at);
+  end.latency = std::max(monotonic_now() - ns(record.recorded_at), nanoseconds::zero());
   end.age = between(record.established_at, record.ended_at);
   end.age_at_departure = between(record.established_at, record.departed_at);
   end.orphaned = ns(record.orphaned);
@@ -108,6 +112,43 @@ ServiceMetrics to_metrics(const sockalarm_observe_service& key, const sockalarm_
   return metrics;
 }
 
+// These give an errno, or 0. Entries that come or go meanwhile may be left out.
+int read_one_by_one(int map, std::vector<ServiceMetrics>& all) {
+  sockalarm_observe_service key{}, next{};
+  for (const void* from = nullptr; bpf_map_get_next_key(map, from, &next) == 0; from = &key) {
+    key = next;
+    sockalarm_observe_metrics values{};
+    if (bpf_map_lookup_elem(map, &key, &values) == 0) all.push_back(to_metrics(key, values));
+  }
+  return errno == ENOENT ? 0 : errno;
+}
+
+// By BPF_MAP_LOOKUP_BATCH (Linux 5.6), which gives whole buckets: ENOSPC if the next one alone is too large,
+// ENOENT with the last ones (kernel/bpf/hashtab.c).
+int read_batches(int map, std::vector<ServiceMetrics>& all) {
+  std::uint32_t size = 256;
+  std::uint32_t bucket = 0, next = 0;  // what the kernel goes on from; only it knows what that means
+  std::vector<sockalarm_observe_service> keys;
+  std::vector<sockalarm_observe_metrics> values;
+  for (bool first = true;;) {
+    keys.resize(size);
+    values.resize(size);
+    std::uint32_t count = size;
+    const int result = bpf_map_lookup_batch(map, first ? nullptr : &bucket, &next, keys.data(), values.data(),
+                                            &count, nullptr);
+    const int error = result == 0 ? 0 : errno;
+    if (error == ENOSPC) {
+      size *= 2;
+      continue;
+    }
+    if (error != 0 && error != ENOENT) return error;
+    for (std::uint32_t i = 0; i < count; ++i) all.push_back(to_metrics(keys[i], values[i]));
+    if (error == ENOENT) return 0;
+    bucket = next;
+    first = false;
+  }
+}
+
 struct RingDeleter {
   void operator()(ring_buffer* ring) const noexcept { ring_buffer__free(ring); }
 };
@@ -123,20 +164,29 @@ struct Observer::Impl {
     std::memcpy(&record, data, sizeof record);
     try {
       (*impl->sink)(to_end(record, *impl->clock));
-      ++impl->count;
-      return 0;
+      // A negative number ends it; this record counts as read.
+      return ++impl->count < impl->most ? 0 : -ECANCELED;
     } catch (...) {
       impl->thrown = std::current_exception();
       return -ECANCELED;
     }
   }
 
+  // What was left is of no use if nobody wakes for it: libbpf's epoll instance hears of records as they come
+  // only. A change of its entry makes it look again.
+  void look_again() const {
+    epoll_event entry{};
+    entry.events = EPOLLIN;
+    ::epoll_ctl(ring_buffer__epoll_fd(ring.get()), EPOLL_CTL_MOD, programs.ring(), &entry);
+  }
+
   ObserverPrograms programs;
+  std::size_t room = 0;  // records
   std::unique_ptr<ring_buffer, RingDeleter> ring;
   // while read() runs
   const std::function<void(const ConnectionEnd&)>* sink = nullptr;
   const WallClock* clock = nullptr;
-  std::size_t count = 0;
+  std::size_t count = 0, most = 0;
   std::exception_ptr thrown;
 };
 
@@ -150,17 +200,18 @@ Result<std::unique_ptr<Observer>> Observer::open(const ObserverOptions& options)
                       "of an observer, ring_bytes may be at most 2^30, services must be 1 or more, latency "
                       "must not be negative"));
   const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-  auto programs = ObserverPrograms::load(
-      {.ring_bytes = static_cast<std::uint32_t>(std::bit_ceil(std::max(options.ring_bytes, page))),
-       .services = options.services,
-       .latency = options.latency,
-       .reads = options.exact_progress,
-       .first_sequence = options.first_sequence,
-       .without = options.without},
-      options.filter);
+  const std::size_t ring_bytes = std::bit_ceil(std::max(options.ring_bytes, page));
+  auto programs = ObserverPrograms::load({.ring_bytes = static_cast<std::uint32_t>(ring_bytes),
+                                          .services = options.services,
+                                          .latency = options.latency,
+                                          .reads = options.exact_progress,
+                                          .first_sequence = options.first_sequence,
+                                          .without = options.without},
+                                         options.filter);
   if (!programs) return fail(programs.error());
   auto impl = std::make_unique<Impl>();
   impl->programs = std::move(*programs);
+  impl->room = ring_bytes / (BPF_RINGBUF_HDR_SZ + sizeof(sockalarm_observe_end));
   impl->ring.reset(ring_buffer__new(impl->programs.ring(), Impl::on_record, impl.get(), nullptr));
   if (!impl->ring) return fail(detail::explain(errno, "mapping the observer's ring", ""));
   return std::unique_ptr<Observer>(new Observer(std::move(impl)));
@@ -169,14 +220,18 @@ Result<std::unique_ptr<Observer>> Observer::open(const ObserverOptions& options)
 const std::vector<std::string>& Observer::limits() const noexcept { return impl_->programs.limits(); }
 int Observer::fd() const noexcept { return ring_buffer__epoll_fd(impl_->ring.get()); }
 
-Result<std::size_t> Observer::read(const std::function<void(const ConnectionEnd&)>& sink) {
+Result<std::size_t> Observer::read(const std::function<void(const ConnectionEnd&)>& sink, std::size_t most) {
+  if (most == 0) return 0;
   const WallClock clock;
   impl_->sink = &sink;
   impl_->clock = &clock;
   impl_->count = 0;
+  impl_->most = std::min(most, impl_->room);
   const int result = ring_buffer__consume(impl_->ring.get());
+  if (result == -ECANCELED) impl_->look_again();
   if (impl_->thrown) std::rethrow_exception(std::exchange(impl_->thrown, nullptr));
-  if (result < 0) return fail(Error::from_errno(-result, "reading the observer's ring"));
+  if (result < 0 && result != -ECANCELED)
+    return fail(Error::from_errno(-result, "reading the observer's ring"));
   return impl_->count;
 }
 
@@ -184,14 +239,12 @@ Result<void> Observer::set_filter(const Filter& filter) { return impl_->programs
 
 Result<std::vector<ServiceMetrics>> Observer::metrics() const {
   std::vector<ServiceMetrics> all;
-  const int map = impl_->programs.metrics();
-  sockalarm_observe_service key{}, next{};
-  for (const void* from = nullptr; bpf_map_get_next_key(map, from, &next) == 0; from = &key) {
-    key = next;
-    sockalarm_observe_metrics values{};
-    if (bpf_map_lookup_elem(map, &key, &values) == 0) all.push_back(to_metrics(key, values));
+  int error = read_batches(impl_->programs.metrics(), all);
+  if (error != 0) {
+    all.clear();
+    error = read_one_by_one(impl_->programs.metrics(), all);
   }
-  if (errno != ENOENT) return fail(Error::from_errno(errno, "reading the observer's metrics"));
+  if (error != 0) return fail(Error::from_errno(error, "reading the observer's metrics"));
   return all;
 }
 

@@ -19,7 +19,7 @@ namespace sockalarm::observe {
 
 struct ObserverOptions {
   Filter filter;
-  std::size_t ring_bytes = std::size_t{4} << 20;  // rounded up to a power of two; a record takes 152 bytes
+  std::size_t ring_bytes = std::size_t{4} << 20;  // rounded up to a power of two; a record takes 160 bytes
   std::uint32_t services = 4096;                  // room for metrics: cgroup, direction, cause and verdict
   // How long a record may wait until the reader is woken, unless the ring is a quarter full; 0: for each
   // record.
@@ -78,13 +78,16 @@ class Observer {
 
   // Readable (epoll, poll) when there are records to read. Lent.
   int fd() const noexcept;
-  // Calls `sink` for all records that are there, on this thread, and gives their number. Does not wait. Two
-  // ends that came at the same moment on two processors may come in either order of their sequence numbers.
-  // An exception of the sink comes out of here; that record is lost, the following ones are kept.
-  Result<std::size_t> read(const std::function<void(const ConnectionEnd&)>& sink);
+  // Calls `sink` for all records that are there, on this thread, and gives their number: at most `most`, and
+  // at most what the ring has room for, so that it returns though more come all the time. Does not wait. If
+  // it left some, fd() is readable at once. Two ends that came at the same moment on two processors may come
+  // in either order of their sequence numbers. An exception of the sink comes out of here; that record is
+  // lost, the following ones are kept.
+  Result<std::size_t> read(const std::function<void(const ConnectionEnd&)>& sink,
+                           std::size_t most = SIZE_MAX);
 
-  // All or nothing. Takes effect on ends from now on; a connection that was not observed when it was
-  // established lacks its age.
+  // All or nothing: after an error the filter before is in force. Takes effect on ends from now on; a
+  // connection that was not observed when it was established lacks its age.
   Result<void> set_filter(const Filter& filter);
 
   Result<std::vector<ServiceMetrics>> metrics() const;

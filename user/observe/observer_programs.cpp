@@ -100,6 +100,7 @@ Result<ObserverPrograms> ObserverPrograms::load(const Options& options, const Fi
 Result<void> ObserverPrograms::try_load(const Options& options, const Filter& filter, bool with_release) {
   links_.clear();
   limits_.clear();
+  active_cgroups_.reset();
   const detail::KernelBtf btf;
   if (btf.error() != 0)
     return fail(Error::from_errno(btf.error(), "this kernel's type information (CONFIG_DEBUG_INFO_BTF)"));
@@ -158,7 +159,7 @@ Result<void> ObserverPrograms::attach(const Options& options, bool with_release)
 }
 
 Result<void> ObserverPrograms::set_filter(const Filter& filter) {
-  const auto cgroups = make_cgroup_set(filter.cgroups);
+  auto cgroups = make_cgroup_set(filter.cgroups);
   if (!cgroups) return fail(cgroups.error());
   const auto prefixes = make_prefix_set(filter.prefixes);
   if (!prefixes) return fail(prefixes.error());
@@ -167,8 +168,13 @@ Result<void> ObserverPrograms::set_filter(const Filter& filter) {
   if (!kernel) return fail(kernel.error());
 
   std::uint32_t& active = skeleton_->bss->active_filter;
-  const std::uint32_t next = active ^ 1U;  // nobody reads that one
+  const std::uint32_t next = active ^ 1U;
   const int cgroup_sets = bpf_map__fd(skeleton_->maps.cgroup_sets);
+  // A program that began before the last change may still read `next`. This changes nothing, but an update of
+  // a map of maps returns only after the programs that run have ended (since 5.0, maybe_wait_bpf_programs()).
+  if (active_cgroups_)
+    if (auto ok = detail::insert_map(cgroup_sets, active, active_cgroups_.get(), "cgroup_set"); !ok)
+      return ok;
   if (auto ok = detail::insert_map(cgroup_sets, next, cgroups->get(), "cgroup_set"); !ok) return ok;
   if (auto ok =
           detail::insert_map(bpf_map__fd(skeleton_->maps.prefix_sets), next, prefixes->get(), "prefix_set");
@@ -176,10 +182,9 @@ Result<void> ObserverPrograms::set_filter(const Filter& filter) {
     return ok;
   if (bpf_map_update_elem(bpf_map__fd(skeleton_->maps.filters), &next, &*kernel, BPF_ANY) != 0)
     return fail(explain(errno, "writing the filter", ""));
-  __atomic_store_n(&active, next, __ATOMIC_SEQ_CST);
-  // Changes nothing, but an update of a map of maps returns only after the programs that run have ended
-  // (since 5.0, maybe_wait_bpf_programs()): from now on nobody reads the filter before.
-  return detail::insert_map(cgroup_sets, next, cgroups->get(), "cgroup_set");
+  active_cgroups_ = std::move(*cgroups);
+  __atomic_store_n(&active, next, __ATOMIC_SEQ_CST);  // which cannot fail
+  return {};
 }
 
 int ObserverPrograms::ring() const noexcept { return bpf_map__fd(skeleton_->maps.ends); }

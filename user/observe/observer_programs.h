@@ -51,6 +51,7 @@ class ObserverPrograms {
   Result<void> attach(const Options& options, bool with_release);
 
   std::unique_ptr<observe_bpf, Deleter> skeleton_;
+  UniqueFd active_cgroups_;  // the set of the filter that is in force
   std::vector<detail::Link> links_;
   std::vector<std::string> limits_;
 };
