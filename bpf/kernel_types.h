@@ -54,7 +54,7 @@ struct sock {
   struct sock_common __sk_common;
   int sk_err;
   struct socket* sk_socket; /* null: nobody has accepted it yet, or nobody has it any more */
-  __u8 sk_shutdown; /* a plain member since 5.6; a bit-field before */
+  __u8 sk_shutdown;         /* a plain member since 5.6; a bit-field before */
   struct sock_cgroup_data sk_cgrp_data;
 };
 
