@@ -27,6 +27,12 @@ char LICENSE[] SEC("license") = "GPL";
 
 const volatile __u8 has_release = 0;  // observe_release is attached
 
+// When something happens to a connection that its program has closed is of no interest, but that it did; and
+// reading the clock costs as much as most of what is done.
+static __always_inline __u64 now_or_before(const struct connection* c) {
+  return c->released_at && c->cause ? c->released_at : bpf_ktime_get_ns();
+}
+
 static __always_inline int on_established(struct sock* sk, struct tcp_sock* tp, int old_state) {
   struct connection* c = add(sk, tp, old_state == TCP_SYN_SENT ? SOCKALARM_DIRECTION_OUTBOUND : FIND_OUT);
   if (c) c->established_at = bpf_ktime_get_ns();
@@ -43,7 +49,7 @@ static __always_inline int on_peer_fin(struct sock* sk, struct tcp_sock* tp) {
 static __always_inline int on_local_fin(struct sock* sk, struct tcp_sock* tp, int old_state) {
   struct connection* c = find_or_add(sk, tp, 0);
   if (!c) return 0;
-  c->local_fin_at = bpf_ktime_get_ns();
+  c->local_fin_at = c->released_at ?: bpf_ktime_get_ns();
   c->end_of_data = tp->write_seq;
   if (!c->released_at) held_by_current(c);
   if (c->cause) return 0;
@@ -75,7 +81,7 @@ static __always_inline int on_close(struct sock* sk, struct tcp_sock* tp, int ol
   if (old_state == TCP_SYN_RECV && never_was(sk, tp))
     c->never = 1;
   else
-    close(sk, tp, c, old_state, bpf_ktime_get_ns());
+    close(sk, tp, c, old_state, now_or_before(c));
   return 0;
 }
 

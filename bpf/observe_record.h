@@ -31,6 +31,7 @@ struct {
   __u64 next;
 } sequence __attribute__((aligned(64))) = {};
 
+const volatile __u64 wake_at_bytes = 0;  // a quarter of the ring
 const volatile __u64 wake_after_ns = 0;  // 0: no timer, which the verifier refuses under PREEMPT_RT
 
 static const struct sockalarm_observe_metrics no_metrics = {};
@@ -98,9 +99,8 @@ static int wake(void* map, __u32* key, struct sockalarm_observe_late_wake* late)
 // in the meantime; before that, a ring that fills up.
 static __always_inline __u64 wake_later(void) {
   if (!wake_after_ns) return 0;  // at once, if the reader had caught up
-  int fills_up =
-      bpf_ringbuf_query(&ends, BPF_RB_AVAIL_DATA) >= bpf_ringbuf_query(&ends, BPF_RB_RING_SIZE) / 4;
-  return fills_up ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
+  return bpf_ringbuf_query(&ends, BPF_RB_AVAIL_DATA) >= wake_at_bytes ? BPF_RB_FORCE_WAKEUP
+                                                                      : BPF_RB_NO_WAKEUP;
 }
 
 // After the record was submitted: a timer that was started before finds it.

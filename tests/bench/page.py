@@ -225,6 +225,29 @@ def unwatched(results, drawn):
     return text + plot(drawn, "unwatched.svg", "Cost to connections that nobody watches")
 
 
+def observed(results, _):
+    names = {
+        "nothing": "no observer",
+        "nothing_again": "no observer, again",
+        "matching_nothing": "an observer, filters match nothing",
+        "everything": "everything observed, recorded and read",
+    }
+    text = words.OBSERVED
+    for variant, what in (
+        ("with_work", "With so much work for each request that it is about 20,000 ends/s"),
+        ("without_work", "Without any work, as fast as the machine can"),
+    ):
+        rows = rows_of(results, "observed").get(variant, {})
+        if "not_available" in rows:
+            text += f"\n{what}: not available, {rows['not_available']}.\n"
+            continue
+        keys = ["ends_per_second", "throughput_lost_percent", "cpu_us", "by_cpu_time_percent", "uncertainty_by_cpu_time_percent"]
+        lines = [[names.get(name, name), *cells(row, *keys)] for name, row in rows.items()]
+        header = ["", "ends/s", "throughput lost, %", "processor time per connection, µs", "lost by that, %", "certain to, %"]
+        text += f"\n{what}:\n" + table(header, lines)
+    return text
+
+
 def memory(results, _):
     rows = rows_of(results, "memory")
     lines = [
@@ -336,6 +359,7 @@ PARTS = {
     "steps": steps,
     "storm": storm,
     "unwatched": unwatched,
+    "observed": observed,
     "memory": memory,
     "load": loading,
     "daemon": daemon,

@@ -20,7 +20,7 @@ import targets
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FORMAT = 1
 # Sections in the order of the page. Those of counts need no repetition.
-PROGRAMS = ["nanoseconds", "counts", "direct", "callback", "storm", "unwatched", "memory", "load", "daemon"]
+PROGRAMS = ["nanoseconds", "counts", "direct", "callback", "storm", "unwatched", "observed", "memory", "load", "daemon"]
 ONCE = {"counts", "machine_code", "memory"}  # and their figures do not vary
 SECTIONS = PROGRAMS + ["steps", "machine_code", "io_socketalarm"]
 PATIENCE_S = 1800

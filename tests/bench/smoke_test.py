@@ -31,6 +31,7 @@ EXPECTED = {
     "callback": ["watches", "after_activity"],
     "storm": ["sockalarm_sleep", "sockalarm_adaptive", "sockalarm_spin", "sockalarm_on_epoll", "epoll_thread"],
     "unwatched": ["fin", "reset"],
+    "observed": ["without_work", "with_work"],
     "memory": ["kernel", "epoll", "poll"],
     "load": ["kernel", "epoll", "poll"],
     "daemon": ["many_watches", *page.NEIGHBOURS],

@@ -149,6 +149,20 @@ TARGETS = [
         for variant in ("fin", "reset")
         for entries, words in (("no_entries", "no entries"), ("100000_entries", "100,000 entries"))
     ],
+    *[
+        (
+            f"observed_{state}",
+            f"throughput lost at about 20,000 ends/s on loopback, {words}",
+            "%",
+            "<=",
+            bound,
+            ("observed", "rows", "with_work", state, "throughput_lost_percent"),
+        )
+        for state, words, bound in (
+            ("matching_nothing", "observer whose filters match nothing", 2),
+            ("everything", "every end observed, recorded and read", 5),
+        )
+    ],
     ("memory_shared", "shared memory per watch", "bytes", "<=", 64, ("memory", "rows", "kernel", "shared_per_watch")),
     ("memory_user", "user space per watch", "bytes", "<=", 256, ("memory", "rows", "kernel", "user_space_per_watch")),
     ("load", "from nothing to the first watch", "ms", "<=", 100, ("load", "rows", "kernel", "to_first_watch_ms")),

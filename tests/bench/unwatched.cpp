@@ -4,18 +4,16 @@
 // Nothing loaded is measured twice per round: the difference of the two is what this machine cannot tell
 // apart.
 #include <arpa/inet.h>
-#include <net/if.h>
 #include <sched.h>
-#include <sys/ioctl.h>
 
 #include <algorithm>
 #include <array>
-#include <fstream>
 #include <map>
 #include <random>
 
 #include "bench/support/contender.h"
 #include "bench/support/own_maps.h"
+#include "bench/support/own_network.h"
 #include "bench/support/processes.h"
 #include "bench/support/program.h"
 
@@ -25,20 +23,6 @@ namespace {
 constexpr std::size_t kEntries = 100'000;
 constexpr int kCyclesPerBatch = 10;      // a fraction of a time slice: most batches are not preempted
 constexpr std::uint32_t kSources = 200;  // 127.0.1.1 and further: each has its own ports
-
-// In a network of our own there is no TIME_WAIT: its sockets would pile up from slice to slice. The state
-// changes that the programs see stay the same. Without the right to that, many source addresses have to do.
-bool enter_own_network() {
-  if (::unshare(CLONE_NEWNET) != 0) return false;
-  const UniqueFd any(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-  ifreq loopback{};
-  std::snprintf(loopback.ifr_name, sizeof loopback.ifr_name, "lo");
-  ::ioctl(any.get(), SIOCGIFFLAGS, &loopback);
-  loopback.ifr_flags = static_cast<short>(loopback.ifr_flags | IFF_UP);
-  require(::ioctl(any.get(), SIOCSIFFLAGS, &loopback) == 0, "the loopback interface");
-  std::ofstream limit("/proc/sys/net/ipv4/tcp_max_tw_buckets");
-  return bool(limit << 0 << std::flush);
-}
 
 void stay_on_one_cpu() {
   cpu_set_t cpus;
@@ -126,17 +110,6 @@ double measure_state(Cycles& cycles, State state, std::int64_t ms) {
   watcher.reset();
   sleep_us(state == State::full ? 60'000 : 20'000);
   return ns;
-}
-
-// Half the width of the interval that holds the median with 95 %: how far to trust it.
-double uncertainty(std::vector<double> rounds) {
-  if (rounds.size() < 6) return std::nan("");
-  std::sort(rounds.begin(), rounds.end());
-  const double n = static_cast<double>(rounds.size());
-  const double half = 0.98 * std::sqrt(n);
-  const auto low = static_cast<std::size_t>(std::max(0.0, n / 2 - half));
-  const auto high = std::min(rounds.size() - 1, static_cast<std::size_t>(n / 2 + half));
-  return (rounds[high] - rounds[low]) / 2;
 }
 
 Json run_variant(bool reset, std::size_t rounds, std::int64_t ms) {

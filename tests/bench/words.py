@@ -97,6 +97,14 @@ thread; all variants take turns in short slices, so that what else the machine d
 shows what cannot be told apart here. *Certain to*: half the width of the interval that holds the median with 95 %.
 """
 
+OBSERVED = """## Observing every connection
+
+Servers and clients in processes of their own keep all processors busy: connect, request, answer, close. Slices without an
+observer, with one whose filters match nothing, and with one that records every end and is read in a third process take
+turns. Each connection has two ends. *By processor time*: the same as the time that all these processes took for a
+connection, which says it more exactly on a machine that others use too.
+"""
+
 MEMORY = """## Memory
 
 Bytes, with {watches:,} watches. What the kernel takes for an epoll entry is not counted.

@@ -129,6 +129,7 @@ Result<void> ObserverPrograms::try_load(const Options& options, const Filter& fi
   if (!has_timers)
     limits_.emplace_back("each record may wake the reader: a realtime kernel has no timers for programs");
   skeleton_->rodata->wake_after_ns = has_timers ? static_cast<std::uint64_t>(options.latency.count()) : 0;
+  skeleton_->rodata->wake_at_bytes = options.ring_bytes / 4;
   skeleton_->bss->sequence.next = options.first_sequence;
   bpf_map__set_max_entries(skeleton_->maps.ends, options.ring_bytes);
   bpf_map__set_max_entries(skeleton_->maps.metrics, options.services);

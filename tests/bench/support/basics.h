@@ -45,6 +45,17 @@ inline Json spread(const std::vector<double>& rounds) {
   return {{"median", median(rounds)}, {"q1", quantile(rounds, 0.25)}, {"q3", quantile(rounds, 0.75)}};
 }
 
+// Half the width of the interval that holds the median with 95 %: how far to trust it.
+inline double uncertainty(std::vector<double> rounds) {
+  if (rounds.size() < 6) return std::nan("");
+  std::sort(rounds.begin(), rounds.end());
+  const double n = static_cast<double>(rounds.size());
+  const double half = 0.98 * std::sqrt(n);
+  const auto low = static_cast<std::size_t>(std::max(0.0, n / 2 - half));
+  const auto high = std::min(rounds.size() - 1, static_cast<std::size_t>(n / 2 + half));
+  return (rounds[high] - rounds[low]) / 2;
+}
+
 inline Json latencies(const std::vector<double>& us) {
   return {{"samples", us.size()},
           {"p50_us", median(us)},
