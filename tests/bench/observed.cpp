@@ -36,6 +36,7 @@ void compute(std::uint64_t turns) {
 }
 
 void serve(const test::Listener& listener, const Shared& shared) {
+  ::prctl(PR_SET_NAME, "bench_server");  // for who looks at a trace
   std::array<char, kAnswer> buffer{};
   for (;;) {
     const UniqueFd fd = test::accept_from(listener);
@@ -48,6 +49,7 @@ void serve(const test::Listener& listener, const Shared& shared) {
 
 // From an address of its own, which has ports of its own.
 void ask(const test::Listener& listener, std::size_t number, std::atomic<std::uint64_t>& connections) {
+  ::prctl(PR_SET_NAME, "bench_client");
   std::array<char, kAnswer> buffer{};
   sockaddr_in source{};
   source.sin_family = AF_INET;
