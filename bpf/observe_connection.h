@@ -22,7 +22,7 @@ struct connection {
   __u32 written_when_read;   // if has_read
   __u32 pid;
   __u64 command[2];  // text
-  __u8 cause;  // + 1; 0: it goes on
+  __u8 cause;        // + 1; 0: it goes on
   __u8 direction;
   __u8 in_progress;    // when the peer left
   __u8 served;         // all that was written after that was acknowledged
