@@ -71,12 +71,14 @@ if(TARGET sockalarmd)
   install(TARGETS sockalarmd RUNTIME DESTINATION ${CMAKE_INSTALL_SBINDIR})
   install(FILES docs/man/sockalarmd.8 DESTINATION ${CMAKE_INSTALL_MANDIR}/man8)
   install(FILES user/daemon/systemd/sockalarm.sysusers DESTINATION lib/sysusers.d RENAME sockalarm.conf)
-  install(FILES examples/sockalarmd.toml DESTINATION ${CMAKE_INSTALL_DATAROOTDIR}/doc/sockalarmd/examples)
+  install(FILES examples/sockalarmd.toml examples/observe.toml DESTINATION ${CMAKE_INSTALL_DATAROOTDIR}/doc/sockalarmd/examples)
   install(DIRECTORY deploy/ DESTINATION ${CMAKE_INSTALL_DATAROOTDIR}/doc/sockalarmd/examples)
   # At install time, so that `cmake --install --prefix` counts.
   install(CODE "set(SBINDIR \"\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_SBINDIR}\")
-                configure_file(\"${CMAKE_CURRENT_SOURCE_DIR}/user/daemon/systemd/sockalarmd.service.in\" \"${CMAKE_CURRENT_BINARY_DIR}/sockalarmd.service\" @ONLY)")
-  install(FILES ${CMAKE_CURRENT_BINARY_DIR}/sockalarmd.service user/daemon/systemd/sockalarmd.socket
+                foreach(unit sockalarmd sockalarm-observe)
+                  configure_file(\"${CMAKE_CURRENT_SOURCE_DIR}/user/daemon/systemd/\${unit}.service.in\" \"${CMAKE_CURRENT_BINARY_DIR}/\${unit}.service\" @ONLY)
+                endforeach()")
+  install(FILES ${CMAKE_CURRENT_BINARY_DIR}/sockalarmd.service ${CMAKE_CURRENT_BINARY_DIR}/sockalarm-observe.service user/daemon/systemd/sockalarmd.socket
                 user/daemon/systemd/run-sockalarm-bpf.mount DESTINATION lib/systemd/system)
 endif()
 set(CMAKE_INSTALL_DEFAULT_COMPONENT_NAME tools)

@@ -1,11 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/cgroup2.h"
 
+#include <sys/stat.h>
+
 #include <fstream>
 #include <sstream>
 
 namespace sockalarm {
 namespace {
+
+// Of what is shown as "/": a container has a namespace of its own, in which a cgroup far below is the root,
+// and the host's, if it is mounted there, is "/../..". The host's has the first number that kernfs gives
+// (fs/kernfs/dir.c, kernfs_create_root()).
+constexpr ino_t kRootId = 1;
 
 // A space, tab, line's end or backslash of a path is \040 and so on.
 std::string unescaped(const std::string& field) {
@@ -34,7 +41,10 @@ std::optional<std::string> cgroup2_root() {
     while (fields >> word && word != "-") {
     }
     fields >> type;
-    if (type == "cgroup2" && root == "/") return unescaped(mount_point);
+    if (type != "cgroup2") continue;
+    const std::string path = unescaped(mount_point);
+    struct stat status{};
+    if (::stat(path.c_str(), &status) == 0 && status.st_ino == kRootId) return path;
   }
   return std::nullopt;
 }

@@ -117,19 +117,7 @@ Error explain(int failed, const std::string& what, const std::string& libbpf_say
   return libbpf_says.empty() ? error : Error(error.code(), error.message() + " (" + libbpf_says + ")");
 }
 
-namespace {
-
-// In a container's cgroup namespace "/" is not the host's root, and a hook there misses sockets made
-// elsewhere.
-bool in_initial_cgroup_namespace() {
-  constexpr ino_t kInitial = 0xEFFFFFFB;  // PROC_CGROUP_INIT_INO, include/linux/proc_ns.h
-  struct stat status{};
-  return ::stat("/proc/self/ns/cgroup", &status) == 0 && status.st_ino == kInitial;
-}
-
-}  // namespace
-
-bool release_suffices() { return cgroup2_root() && in_initial_cgroup_namespace(); }
+bool release_suffices() { return cgroup2_root().has_value(); }
 
 KernelBtf::KernelBtf() {
   const UniqueFd file(::open(kBtfFile, O_RDONLY | O_CLOEXEC));

@@ -22,7 +22,7 @@ struct Arguments {
   std::string config;
   std::optional<std::string> socket, bpffs, log_level;
   std::vector<std::string> jsonl;
-  std::optional<std::string> listen;
+  std::optional<std::string> listen, host;
   bool remove = false, observe = false;
 };
 
@@ -33,6 +33,7 @@ Result<Config> config_of(const Arguments& arguments) {
   if (arguments.bpffs) config->bpffs = *arguments.bpffs;
   if (arguments.log_level) config->log_level = *arguments.log_level;
   if (arguments.listen) config->observe.listen = *arguments.listen;
+  if (arguments.host) config->observe.host = *arguments.host;
   if (!arguments.jsonl.empty()) config->observe.jsonl = arguments.jsonl;
   return config;
 }
@@ -126,6 +127,8 @@ int main(int argc, char** argv) {
         ->needs(observe);
     app.add_option("--listen", arguments.listen,
                    "numeric address and port for the page and /metrics; '' for none")
+        ->needs(observe);
+    app.add_option("--host", arguments.host, "the name of this host in records, as a node's in a container")
         ->needs(observe);
     app.footer(
         "Examples:\n"

@@ -21,6 +21,7 @@
 #include "daemon/service.h"
 #include "observe/jsonl_sink.h"
 #include "observe/observation.h"
+#include "observe/page.h"
 #include "observe/web_server.h"
 #if SOCKALARM_NATS
 #include "observe/nats_sink.h"
@@ -146,6 +147,10 @@ struct Web {
 
 WebServer::Routes routes_of(Observation& observation, const Pulse& pulse, const Web& web) {
   WebServer::Routes routes;
+  routes.answers["/"] = [] {
+    return WebServer::Answer{200, "text/html; charset=utf-8", std::string(observe::page()),
+                             std::string(observe::page_policy())};
+  };
   routes.answers["/metrics"] = [&] {
     return answer(observation, observe::to_prometheus, "text/plain; version=0.0.4; charset=utf-8");
   };
@@ -230,14 +235,18 @@ Result<void> observe(const Config& config, const std::function<Result<Config>()>
   auto host = observe::Host::this_one(own.region);
   if (!host) return fail(host.error());
   if (!own.host.empty()) host->name = own.host;
-  auto paths = observe::CgroupPaths::open(), paths_of_filter = observe::CgroupPaths::open();
-  if (!paths) return fail(paths.error());
-  if (!paths_of_filter) return fail(paths_of_filter.error());
+  const auto open_paths = [] {
+    auto paths = observe::CgroupPaths::open();
+    if (!paths) spdlog::warn("services will be unknown: {}", paths.error().message());
+    return paths ? std::move(*paths) : observe::CgroupPaths();
+  };
+  observe::CgroupPaths paths = open_paths();
+  const observe::CgroupPaths paths_of_filter = open_paths();
   observe::Losses losses;
   auto sinks = sinks_of(own, *host, losses);
   if (!sinks) return fail(sinks.error());
   observe::ObserverOptions options;
-  auto filter = filter_of(own, *paths);
+  auto filter = filter_of(own, paths);
   if (!filter) return fail(filter.error());
   options.filter = std::move(*filter);
   options.ring_bytes = own.ring_bytes;
@@ -249,7 +258,7 @@ Result<void> observe(const Config& config, const std::function<Result<Config>()>
 
   Observation observation(
       {*host, own.services, {own.rate_limit, own.queue}},
-      {std::move(*observer), std::move(*paths), std::move(sinks->all), std::move(sinks->shipping)}, losses,
+      {std::move(*observer), std::move(paths), std::move(sinks->all), std::move(sinks->shipping)}, losses,
       [](const Error& error) { spdlog::error("a record was lost: {}", error.message()); });
   Pulse pulse;
   Web web;  // ends before what it asks
@@ -257,7 +266,7 @@ Result<void> observe(const Config& config, const std::function<Result<Config>()>
   // To read the kernel's tables and to make those of another filter; the other one, where it was given, to
   // find the path of a cgroup without looking at all of them.
   if (auto done = service::drop_privileges({CAP_BPF, CAP_DAC_READ_SEARCH}); !done) return done;
-  return run(config, read_again, observation, *paths_of_filter, pulse);
+  return run(config, read_again, observation, paths_of_filter, pulse);
 }
 
 }  // namespace sockalarm::daemon

@@ -204,6 +204,7 @@ Result<std::optional<std::string>> CgroupPaths::by_walk(std::uint64_t cgroup) co
 }
 
 Result<std::optional<std::string>> CgroupPaths::path(std::uint64_t cgroup) const {
+  if (!root_fd_) return std::nullopt;
   bool permitted = false;
   auto found = by_handle(cgroup, permitted);
   return permitted ? found : by_walk(cgroup);
@@ -218,6 +219,9 @@ bool CgroupPaths::exists(std::uint64_t cgroup) const {
 }
 
 Result<std::uint64_t> CgroupPaths::id(const std::string& path) const {
+  if (!root_fd_)
+    return fail(
+        Error(Errc::unsupported, "the cgroup '" + path + "' cannot be found without the host's cgroup v2"));
   struct stat status{};
   if (!path.starts_with('/') || ::stat((root_ + path).c_str(), &status) != 0 || !S_ISDIR(status.st_mode))
     return fail(Error(Errc::invalid_options, "there is no cgroup '" + path + "' below " + root_ +

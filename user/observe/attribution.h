@@ -37,8 +37,9 @@ Workload workload_of(std::string_view cgroup_path);
 // Paths of cgroups by their id. One thread.
 class CgroupPaths {
  public:
-  // Finds where cgroup v2 is mounted.
+  // Finds where cgroup v2 is mounted. Errors: nowhere, or not the host's.
   static Result<CgroupPaths> open();
+  CgroupPaths() = default;  // knows none
 
   // Below the root, with a leading slash; empty: there is no such cgroup any more. By open_by_handle_at(2),
   // which needs CAP_DAC_READ_SEARCH; without it by walking the tree. An error, as of too many open files: it

@@ -32,23 +32,19 @@ struct ResponseDeleter {
 };
 using Response = std::unique_ptr<MHD_Response, ResponseDeleter>;
 
-// What is served is for whoever may ask, and for nobody else's page to embed.
-void add_headers(MHD_Response* response, const std::string& type) {
+void add_headers(MHD_Response* response, const std::string& type, const std::string& policy) {
   MHD_add_response_header(response, "Content-Type", type.c_str());
   MHD_add_response_header(response, "Connection", "close");
   MHD_add_response_header(response, "Cache-Control", "no-store");
   MHD_add_response_header(response, "X-Content-Type-Options", "nosniff");
-  MHD_add_response_header(response, "Content-Security-Policy",
-                          "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-                          "connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; "
-                          "form-action 'none'");
+  MHD_add_response_header(response, "Content-Security-Policy", policy.c_str());
 }
 
 Response to_response(const WebServer::Answer& answer) {
   // libmicrohttpd asks for a pointer that is not const, and copies what it finds there.
   Response response(MHD_create_response_from_buffer(answer.body.size(), const_cast<char*>(answer.body.data()),
                                                     MHD_RESPMEM_MUST_COPY));
-  if (response) add_headers(response.get(), answer.type);
+  if (response) add_headers(response.get(), answer.type, answer.policy);
   return response;
 }
 
@@ -188,7 +184,7 @@ MHD_Result WebServer::Server::answer(Connection& connection, bool reads, const s
   if (connection.stream) {
     response.reset(
         MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, kChunk, &Server::on_read, &connection, nullptr));
-    if (response) add_headers(response.get(), "application/x-ndjson");
+    if (response) add_headers(response.get(), "application/x-ndjson", answer.policy);
     answer.status = 200;
     connection.until = Clock::time_point::max();
   } else {

@@ -39,6 +39,7 @@ class WebServer {
     int status = 200;
     std::string type = "text/plain; charset=utf-8";
     std::string body;
+    std::string policy = "default-src 'none'; frame-ancestors 'none'";  // Content-Security-Policy
   };
   struct Routes {
     std::map<std::string, std::function<Answer()>> answers;  // by path

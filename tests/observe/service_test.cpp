@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <linux/capability.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+#include <fstream>
+#include <set>
+
+#include "daemon/config.h"
+#include "observe/observation.h"
+#include "observe/topology.h"
+
+// sockalarmd --observe as a process, and what it is made of, with connections of a cgroup of the test's own.
+
+namespace sockalarm::observe::test {
+namespace {
+
+using sockalarm::test::connect_to;
+using sockalarm::test::Connection;
+using sockalarm::test::listen_on;
+using sockalarm::test::tcp_pair;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+// In a child that has joined that cgroup, so that its sockets are of it.
+template <class Function>
+void in_cgroup(const std::string& folder, Function function) {
+  const pid_t child = ::fork();
+  require(child >= 0, "fork");
+  if (child == 0) {
+    std::ofstream procs(folder + "/cgroup.procs");
+    procs << "0" << std::flush;
+    if (procs) function();
+    ::_exit(procs ? 0 : 1);
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  require(status == 0, "a child in a cgroup");
+}
+
+// Clients that leave amid a request: one end of each side.
+void abandon(int times) {
+  for (int i = 0; i < times; ++i) {
+    Connection connection = tcp_pair();
+    sockalarm::test::send_text(connection.peer.get(), "a question");
+    connection.peer.reset();
+    sockalarm::test::await_readable(connection.ours.get(), POLLRDHUP);
+  }
+}
+
+class ObserveService : public ::testing::Test {
+ protected:
+  std::string configure(const std::string& filter = "") {
+    folder_.write("observe.toml", "[observe]\nsocket = \"" + socket() + "\"\nlisten = \"127.0.0.1:" + port_ +
+                                      "\"\nregion = \"test\"\nhost = \"host\"\n" + further_ +
+                                      "[observe.filter]\ncgroups = [\"" + cgroup_.path() + "\"]\n" + filter);
+    return folder_ / "observe.toml";
+  }
+  void start(std::vector<std::string> further = {}) {
+    std::vector<std::string> argv{SOCKALARMD_PATH, "--observe", "--config", folder_ / "observe.toml"};
+    argv.insert(argv.end(), further.begin(), further.end());
+    const std::string before = said();
+    process_ =
+        std::make_unique<ServerProcess>(folder_, "observer", argv, "/dev/null", ServerProcess::As::tester);
+    require(eventually([&] { return said().find("ready:", before.size()) != std::string::npos; }),
+            said().c_str());
+  }
+  void abandon_some(int times) {
+    in_cgroup(cgroup_.folder(), [&] { abandon(times); });
+  }
+
+  std::string socket() const { return folder_ / "observe.sock"; }
+  std::string said() const { return folder_.read("observer.log"); }
+  nlohmann::json totals() const { return nlohmann::json::parse(http_get(port_, "/v1/totals")); }
+  std::uint64_t counted(const std::string& verdict) const {
+    const auto all = totals();
+    std::uint64_t sum = 0;
+    for (const auto& end : all.at("ends"))
+      if (end.at("verdict") == verdict) sum += end.at("count").get<std::uint64_t>();
+    return sum;
+  }
+  std::vector<nlohmann::json> records() const {
+    std::vector<nlohmann::json> records;
+    std::istringstream lines(folder_.read("records"));
+    for (std::string line; std::getline(lines, line);) records.push_back(nlohmann::json::parse(line));
+    return records;
+  }
+
+  const ServerFolder folder_;
+  const Cgroup cgroup_{"/sockalarmtest" + std::to_string(::getpid()) + ".slice/own.slice"};
+  const std::string port_ = sockalarm::test::free_port();
+  std::string further_;  // of [observe]
+  std::unique_ptr<ServerProcess> process_;
+};
+
+TEST_F(ObserveService, CountsWritesAndAnswers) {
+  configure();
+  start({"--jsonl", folder_ / "records"});
+  abandon_some(3);
+  EXPECT_TRUE(eventually([&] { return counted("abandoned") == 3; })) << totals();
+  EXPECT_EQ(counted("none"), 3u);  // the clients' side
+  EXPECT_TRUE(eventually([&] { return records().size() == 6; }));
+  for (const auto& record : records()) {
+    EXPECT_EQ(record.at("host.name"), "host");
+    EXPECT_EQ(record.at("cloud.region"), "test");
+    EXPECT_EQ(record.at("service.name"), cgroup_.path().substr(1));
+  }
+  EXPECT_EQ(http_get(port_, "/healthz"), "ok\n");
+  EXPECT_THAT(http_get(port_, "/"), HasSubstr("<html"));
+  EXPECT_EQ(http_get(port_, "/readyz"), "ok\n");
+  EXPECT_THAT(http_get(port_, "/metrics"), HasSubstr("sockalarm_detection_latency_seconds_count 6\n"));
+  struct stat status{};
+  ASSERT_EQ(::stat(socket().c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777, 0660u);
+}
+
+TEST_F(ObserveService, OnStandardOutput) {
+  configure();
+  start({"--jsonl", "-", "--listen", ""});
+  abandon_some(1);
+  EXPECT_TRUE(eventually([&] {
+    return said().find("\"sockalarm.verdict\":\"abandoned\"") != std::string::npos;
+  })) << said();
+}
+
+TEST_F(ObserveService, AReloadChangesTheFilterAndAWrongOneNothing) {
+  configure();
+  start();
+  abandon_some(1);
+  EXPECT_TRUE(eventually([&] { return counted("abandoned") == 1; }));
+  configure("directions = [\"outbound\"]\n");
+  process_->send(SIGHUP);
+  EXPECT_TRUE(eventually([&] { return said().find("configuration read again") != std::string::npos; }));
+  abandon_some(1);
+  EXPECT_TRUE(eventually([&] { return counted("none") == 2; }));
+  EXPECT_EQ(counted("abandoned"), 1u);
+  configure("directions = [\"sideways\"]\n");
+  process_->send(SIGHUP);
+  EXPECT_TRUE(eventually([&] { return said().find("stays as it was") != std::string::npos; }));
+  EXPECT_THAT(said(), HasSubstr("unknown, inbound, outbound"));
+  abandon_some(1);
+  EXPECT_TRUE(eventually([&] { return counted("none") == 3; }));
+  EXPECT_EQ(counted("abandoned"), 1u);
+}
+
+// Killed at once, it comes back with numbers that it had not given before.
+TEST_F(ObserveService, NoNumberComesTwiceInABoot) {
+  configure();
+  start({"--jsonl", folder_ / "records"});
+  abandon_some(2);
+  ASSERT_TRUE(eventually([&] { return records().size() == 4; }));
+  process_->send(SIGKILL);
+  process_->wait();
+  start({"--jsonl", folder_ / "records"});
+  abandon_some(2);
+  ASSERT_TRUE(eventually([&] { return records().size() == 8; }));
+  std::set<std::string> ids;
+  for (const auto& record : records()) ids.insert(record.at("event.id").get<std::string>());
+  EXPECT_EQ(ids.size(), 8u);
+}
+
+TEST_F(ObserveService, KeepsNoPrivilegeThatItDoesNotNeed) {
+  configure();
+  start();
+  std::ifstream status("/proc/" + std::to_string(process_->pid()) + "/status");
+  std::uint64_t effective = 0, bounding = 0;
+  int no_new = 0;
+  for (std::string word; status >> word;) {
+    if (word == "CapEff:") status >> std::hex >> effective;
+    if (word == "CapBnd:") status >> std::hex >> bounding;
+    if (word == "NoNewPrivs:") status >> std::dec >> no_new;
+  }
+  const std::uint64_t kept = std::uint64_t{1} << CAP_BPF | std::uint64_t{1} << CAP_DAC_READ_SEARCH;
+  EXPECT_EQ(effective & ~kept, 0u);
+  EXPECT_NE(effective & (std::uint64_t{1} << CAP_BPF), 0u);
+  EXPECT_EQ(bounding & ~kept, 0u);
+  EXPECT_EQ(no_new, 1);
+}
+
+// A pipe that nobody reads: it loses records for that sink and counts them, its memory has a bound, and it
+// ends when it is told to.
+TEST_F(ObserveService, ASinkThatIsStuckCostsABoundedAmountOfMemory) {
+  further_ = "queue = 20000\n";
+  configure();
+  const std::string pipe = folder_ / "pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  const UniqueFd nobody_reads(::open(pipe.c_str(), O_RDWR | O_CLOEXEC));
+  start({"--jsonl", pipe});
+  abandon_some(15'000);
+  EXPECT_TRUE(eventually([&] { return counted("abandoned") == 15'000; })) << totals();
+  EXPECT_TRUE(eventually([&] { return totals().at("lost").at("queue").get<int>() > 5'000; })) << totals();
+  std::ifstream status("/proc/" + std::to_string(process_->pid()) + "/status");
+  std::uint64_t resident_kb = 0;
+  for (std::string word; status >> word;)
+    if (word == "VmRSS:") status >> resident_kb;
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+  EXPECT_LT(resident_kb, 64u << 10);
+#endif
+  RecordProperty("resident_kb", static_cast<int>(resident_kb));
+  std::cout << "resident: " << resident_kb << " KiB\n";
+  process_->send(SIGTERM);
+  EXPECT_EQ(process_->wait(), 0) << said();
+}
+
+TEST_F(ObserveService, SaysWhyItDoesNotStart) {
+  configure();
+  start();
+  const auto refused = [&](std::vector<std::string> further, const std::string& text) {
+    folder_.write("refused.toml", text);
+    std::vector<std::string> argv{SOCKALARMD_PATH, "--observe", "--config", folder_ / "refused.toml"};
+    argv.insert(argv.end(), further.begin(), further.end());
+    std::filesystem::remove(folder_ / "refused.log");
+    ServerProcess process(folder_, "refused", argv, "/dev/null", ServerProcess::As::tester);
+    EXPECT_EQ(process.wait(), 1);
+    return folder_.read("refused.log");
+  };
+  EXPECT_THAT(refused({"--socket", socket(), "--listen", ""}, ""),
+              HasSubstr("listens at " + socket() + " already"));
+  EXPECT_THAT(refused({"--socket", folder_ / "o", "--listen", "127.0.0.1:" + port_}, ""),
+              AllOf(HasSubstr("observe.listen"), HasSubstr("127.0.0.1:" + port_)));
+  EXPECT_THAT(refused({"--jsonl", folder_ / "no/such/file"}, ""), HasSubstr("no/such/file"));
+  EXPECT_THAT(refused({}, "[observe.filter]\ncgroups = [\"/nowhere.slice\"]\n"),
+              AllOf(HasSubstr("observe.filter.cgroups"), HasSubstr("'/nowhere.slice'")));
+}
+
+TEST(ObserveConfig, SaysWhatIsWrong) {
+  const ServerFolder folder;
+  const auto problem = [&](const std::string& text) {
+    folder.write("c.toml", "[observe]\n" + text);
+    const auto config = daemon::read_config(folder / "c.toml");
+    return config ? "nothing" : config.error().message();
+  };
+  EXPECT_THAT(problem("port = 1"), AllOf(HasSubstr("line 2"), HasSubstr("unknown key 'port'")));
+  EXPECT_THAT(problem("services = 0"), HasSubstr("services must be a number from 1"));
+  EXPECT_THAT(problem("exact_progress = 1"), HasSubstr("true or false"));
+  EXPECT_THAT(problem("jsonl = \"-\""), HasSubstr("must be a list"));
+  EXPECT_THAT(problem("jsonl = [1]"), HasSubstr("must be texts"));
+  for (const char* ports : {"[0x10000]", "[\"9-8\"]", "[\"80-\"]", "[-1]", "[\"http\"]", "[1.5]"})
+    EXPECT_THAT(problem("[observe.filter]\nports = " + std::string(ports)), HasSubstr("8000-8999")) << ports;
+  EXPECT_THAT(problem("[observe.filter]\nprefixes = [\"10.0.0.0/33\"]"), HasSubstr("10.0.0.0/33"));
+  EXPECT_THAT(problem("[observe.filter]\ncauses = [\"fin\"]"), HasSubstr("peer_fin, peer_reset"));
+  EXPECT_THAT(problem("[observe.filter]\none_in = 0"), HasSubstr("one_in must be a number from 1"));
+  EXPECT_THAT(problem("[observe.nats]\nspool_bytes = 1"), HasSubstr("spool_bytes"));
+  EXPECT_EQ(problem("listen = \"\"\n[observe.filter]\nports = [443, \"8000-8999\"]\nminimum_orphaned_ms = 5\n"
+                    "[observe.nats]\nservers = \"nats://127.0.0.1:4222\"\n"),
+            "nothing");
+}
+
+// What a cgroup has counted stays when it goes, and the kernel's table has room again.
+TEST(Observation, ACgroupThatGoesLeavesItsFiguresAndNoEntry) {
+  const Cgroup cgroup("/sockalarmtest" + std::to_string(::getpid()) + ".slice/own.slice");
+  const std::string short_lived = cgroup.make("short.service");
+  auto paths = CgroupPaths::open().value();
+  ObserverOptions options;
+  options.filter.cgroups = {paths.id(cgroup.path()).value()};
+  options.latency = std::chrono::milliseconds(1);
+  auto observer = Observer::open(options);
+  ASSERT_TRUE(observer) << observer.error().message();
+  Observer& asked = **observer;
+  observe::Observation::Options own;
+  own.host = observe::Host::this_one("").value();
+  observe::Losses losses;
+  observe::Observation observation(own, {std::move(*observer), std::move(paths), {}, {}}, losses, {});
+  in_cgroup(short_lived, [] { abandon(2); });
+  const auto ends = [&] {
+    EXPECT_TRUE(observation.read());
+    std::uint64_t sum = 0;
+    const auto snapshot = observation.snapshot();
+    for (const auto& [key, total] : snapshot->ends)
+      if (key.service == "short.service") sum += total.ends;
+    return sum;
+  };
+  EXPECT_TRUE(eventually([&] { return ends() == 4; }));
+  EXPECT_TRUE(observation.tidy());
+  EXPECT_TRUE(observation.tidy());
+  EXPECT_FALSE(asked.metrics()->empty());  // it is there still
+  ASSERT_TRUE(eventually([&] { return ::rmdir(short_lived.c_str()) == 0; }));
+  EXPECT_TRUE(observation.tidy());
+  EXPECT_TRUE(asked.metrics()->empty());
+  EXPECT_EQ(ends(), 4u);
+  in_cgroup(cgroup.make("short.service"), [] { abandon(1); });
+  EXPECT_TRUE(eventually([&] { return ends() == 6; }));
+}
+
+}  // namespace
+}  // namespace sockalarm::observe::test
