@@ -68,7 +68,7 @@ def passed(column, suites):
     ends = [end for suite in suites for end in column["ends"].get(suite, [])]
     shaky = ends.count("shaky")
     text = f"{ends.count('passed') + shaky} of {len(ends)}" if ends else "-"
-    return text + (f", {shaky} at the second try" if shaky else "")
+    return text + (" selected" if ends and column["part"] else "") + (f", {shaky} at the second try" if shaky else "")
 
 
 def write(path, columns, command):
