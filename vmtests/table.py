@@ -14,6 +14,10 @@ kernels in QEMU's software emulation: *-rt* are realtime ones (PREEMPT_RT), *+lo
 
 """
 
+PART = """
+*Selected*: on the day of the table only those were run there, by `--filter`.
+"""
+
 FEATURES = """
 What a *no* means and what to do about it, `sockalarm doctor` says on your machine. Without the kernel source everything
 works by epoll, with the same meaning ([sources.md](sources.md)); without task work the dispatcher sends signals, or
@@ -86,6 +90,7 @@ def write(path, columns, command):
         found = [features(column).get(name) for column in columns]
         rows.append([name, *("-" if f is None else "yes" if f["available"] else "**no**" for f in found)])
     samples = columns[-1]["direct"].get("settings", {}).get("samples_idle", "some")
-    text = TOP.format(command=command) + table(head, rows) + FEATURES + LATENCY.format(samples=samples)
+    part = PART if any(column["part"] for column in columns) else ""
+    text = TOP.format(command=command) + table(head, rows) + part + FEATURES + LATENCY.format(samples=samples)
     text += table(head, [[words, *(ratio(c, name) for c in columns)] for name, words in CONTENDERS])
     path.write_text(text)
