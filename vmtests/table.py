@@ -27,10 +27,11 @@ signal-driven I/O does ([delivery.md](delivery.md)).
 LATENCY = """
 ## How soon
 
-From a peer's `close()` to the signal handler of a thread that is blocked in `recv()`: the median of {samples} samples on
-an idle machine, as a ratio to an epoll thread that sends the signal, measured in the same run on the same kernel. In an
-emulated machine everything takes longer, and not all by the same factor, so only the order of magnitude counts there.
-[benchmarks](benchmarks/README.md) has the careful figures.
+From a peer's `close()` to the signal handler of a thread that is blocked in `recv()`: the median of {samples} samples,
+as a ratio to an epoll thread that sends the signal, measured in the same run on the same kernel. *Load* is how many
+processes of others wanted the machine's processors meanwhile (the load average at the end): beside many the ratios say
+little. In an emulated machine everything takes longer, and not all by the same factor, so only the order of magnitude
+counts there. [benchmarks](benchmarks/README.md) has the careful figures.
 
 """
 
@@ -92,5 +93,6 @@ def write(path, columns, command):
     samples = columns[-1]["direct"].get("settings", {}).get("samples_idle", "some")
     part = PART if any(column["part"] for column in columns) else ""
     text = TOP.format(command=command) + table(head, rows) + part + FEATURES + LATENCY.format(samples=samples)
-    text += table(head, [[words, *(ratio(c, name) for c in columns)] for name, words in CONTENDERS])
+    rows = [[words, *(ratio(c, name) for c in columns)] for name, words in CONTENDERS]
+    text += table(head, [*rows, ["load", *(c["load"] for c in columns)]])
     path.write_text(text)
