@@ -58,8 +58,9 @@ class ObserveService : public ::testing::Test {
                                       "[observe.filter]\ncgroups = [\"" + cgroup_.path() + "\"]\n" + filter);
     return folder_ / "observe.toml";
   }
-  void start(std::vector<std::string> further = {}) {
-    std::vector<std::string> argv{SOCKALARMD_PATH, "--observe", "--config", folder_ / "observe.toml"};
+  void start(std::vector<std::string> further = {}, const std::string& records = "/dev/stdout") {
+    std::vector<std::string> argv{"sh",        "-c",       "exec \"$@\" >> " + records, "sh", SOCKALARMD_PATH,
+                                  "--observe", "--config", folder_ / "observe.toml"};
     argv.insert(argv.end(), further.begin(), further.end());
     const std::string before = said();
     process_ =
@@ -187,7 +188,7 @@ TEST_F(ObserveService, ASinkThatIsStuckCostsABoundedAmountOfMemory) {
   const std::string pipe = folder_ / "pipe";
   ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
   const UniqueFd nobody_reads(::open(pipe.c_str(), O_RDWR | O_CLOEXEC));
-  start({"--jsonl", pipe});
+  start({"--jsonl", "-"}, pipe);
   abandon_some(15'000);
   EXPECT_TRUE(eventually([&] { return counted("abandoned") == 15'000; })) << totals();
   EXPECT_TRUE(eventually([&] { return totals().at("lost").at("queue").get<int>() > 5'000; })) << totals();
