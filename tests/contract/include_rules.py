@@ -26,7 +26,7 @@ RULES = [
     (r"user/observe/", r"^(cli|daemon|ipc|request)/", "the observer stands on the core"),
     (r"user/(base|core|ipc|request|c_abi)/", r"^observe/", "only the daemon knows the observer"),
     (r"user/(?!cli/http_client\.cpp)", r"^curl/", "only http_client knows libcurl"),
-    (r"user/cli/", r"^observe/(?!filters\.h$)", "of the observer the tool knows how a network is written"),
+    (r"user/cli/", r"^observe/(?!(filters|nats_reader)\.h$)", "of the observer the tool knows how a network is written, and how its stream is read"),
     (r"user/core/(?!(loaded_session\.cpp|ring_reader\.(h|cpp)|watch_state\.h))", r"^sockalarm_abi\.h$", "the record layout is the business of bpf_session, ring_reader and watch_state"),
     (r"user/core/poll_source\.cpp", r"^(linux/|sys/(epoll|eventfd|timerfd|signalfd|inotify|prctl|syscall)\.h)", "the poll source is plain POSIX"),
     (r"user/core/", r"^((postgres|mariadb)/|sockalarm/(postgres|mariadb)\.h$|(libpq-fe|mysql)\.h$)", "the core depends on no database"),

@@ -13,7 +13,9 @@ TEST(CliTest, EverySubcommandHelpsWithExamplesAndTheManPageKnowsItsOptions) {
   std::ifstream file(SOCKALARM_MAN_PAGE);
   std::string man((std::istreambuf_iterator<char>(file)), {});
   std::erase(man, '\\');
-  for (const std::string sub : {"run", "doctor", "fds", "status", "watch", "top", "events", "completion"}) {
+  for (const std::string sub : {"run", "doctor", "fds", "status", "watch", "top", "events", "fleet events",
+                                "fleet top", "completion"}) {
+    if (sub.starts_with("fleet ") && !SOCKALARM_HAS_NATS) continue;
     const std::string help = output_of(kCli + " " + sub + " --help");
     EXPECT_NE(help.find("Examples:"), std::string::npos) << sub;
     for (std::size_t at = help.find("--"); at != std::string::npos; at = help.find("--", at + 2)) {
@@ -51,6 +53,10 @@ TEST(CliCompletionTest, BashOffersSubcommandsOptionsAndValues) {
   for (const char* value : {"orphaned", "aborts", "ends"}) contains("top --sort \"\"", value);
   contains("events --fo", "--follow");
   contains("run --json -- tou", "touch");
+#if SOCKALARM_HAS_NATS
+  for (const char* word : {"events", "top", "--durable", "--by"}) contains("fleet \"\"", word);
+  contains("fleet top --by \"\"", "both");
+#endif
   EXPECT_EQ(offered("run -- touch --j"), "  \n");  // the command's, not ours
 }
 
@@ -87,7 +93,8 @@ TEST(CliTest, SaysWhatWasExpected) {
     EXPECT_NE(ended.errors.find(words), std::string::npos) << ended.errors;
   };
   says({"bogus"},
-       "unknown subcommand 'bogus'; expected run, doctor, fds, status, watch, top, events or completion");
+       "unknown subcommand 'bogus'; expected run, doctor, fds, status, watch, top, events, fleet or "
+       "completion");
   says({"fds", "abc"}, "'abc' is not a process id; expected a number above 0");
   says({"fds", "-3"}, "-3");
   says({"fds", "99999999999"}, "expected a number above 0");

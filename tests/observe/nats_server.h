@@ -98,6 +98,27 @@ class Consumer {
         << natsStatus_GetText(status) << " " << code;
   }
 
+  void publish(const std::string& subject, const std::string& json) const {
+    jsErrCode code{};
+    EXPECT_EQ(js_Publish(nullptr, context_.get(), subject.c_str(), json.data(), static_cast<int>(json.size()),
+                         nullptr, &code),
+              NATS_OK);
+  }
+  bool has_durable(const std::string& name) const {
+    jsConsumerInfo* info = nullptr;
+    const natsStatus status =
+        js_GetConsumerInfo(&info, context_.get(), "SOCKALARM", name.c_str(), nullptr, nullptr);
+    jsConsumerInfo_Destroy(info);
+    return status == NATS_OK;
+  }
+  std::size_t durables() const {
+    jsStreamInfo* info = nullptr;
+    EXPECT_EQ(js_GetStreamInfo(&info, context_.get(), "SOCKALARM", nullptr, nullptr), NATS_OK);
+    const std::int64_t count = info == nullptr ? -1 : info->State.Consumers;
+    jsStreamInfo_Destroy(info);
+    return static_cast<std::size_t>(count);
+  }
+
   // Of all messages of the stream the ids, and how often each came; until `wanted` different ones are there.
   // A consumer that a broker forgot while it came back says nothing more: then anew, from the beginning.
   std::multiset<std::string> ids(std::size_t wanted, std::chrono::seconds limit) {

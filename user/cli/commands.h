@@ -21,6 +21,7 @@ void add_status(CLI::App& app, Task& chosen);
 void add_watch(CLI::App& app, Task& chosen);
 void add_top(CLI::App& app, Task& chosen);
 void add_events(CLI::App& app, Task& chosen);
+void add_fleet(CLI::App& app, Task& chosen);
 void add_completion(CLI::App& app, Task& chosen);
 
 // For anything that fails before the subcommand could do its work; timeout(1) uses the same number.

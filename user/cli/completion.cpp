@@ -21,9 +21,25 @@ bool takes_value(const CLI::Option& option) { return option.get_items_expected_m
 
 std::string joined(const std::vector<std::string>& words) { return CLI::detail::join(words, " "); }
 
+// Of a subcommand and of its own, each name once: `fleet` has two, whose options are much the same.
+std::vector<const CLI::Option*> options_of(const CLI::App& app) {
+  const auto own = app.get_options();
+  std::vector<const CLI::Option*> options(own.begin(), own.end());
+  const auto is_known = [&](const CLI::Option& option) {
+    return std::any_of(options.begin(), options.end(), [&](const CLI::Option* other) {
+      return other->get_single_name() == option.get_single_name();
+    });
+  };
+  if (app.get_parent() != nullptr)
+    for (const CLI::App* sub : app.get_subcommands({}))
+      for (const CLI::Option* option : sub->get_options())
+        if (!is_known(*option)) options.push_back(option);
+  return options;
+}
+
 std::vector<std::string> long_names(const CLI::App& app) {
   std::vector<std::string> names;
-  for (const CLI::Option* option : app.get_options())
+  for (const CLI::Option* option : options_of(app))
     for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
   return names;
 }
@@ -33,6 +49,7 @@ std::string subcommand_names(const CLI::App& app) {
   for (const CLI::App* sub : app.get_subcommands({})) names.push_back(sub->get_name());
   return joined(names);
 }
+bool has_subcommands(const CLI::App& app) { return !app.get_subcommands({}).empty(); }
 
 // One case of what stands before the word that is completed; values may be a list with commas.
 void print_bash_values(const CLI::Option& option) {
@@ -50,7 +67,8 @@ void print_bash_values(const CLI::Option& option) {
 void print_bash_subcommand(const CLI::App& sub) {
   std::cout << "    " << sub.get_name() << ")\n      case \"${COMP_WORDS[COMP_CWORD-1]}\" in\n";
   std::string words = joined(long_names(sub));
-  for (const CLI::Option* option : sub.get_options()) {
+  if (has_subcommands(sub)) words += " " + subcommand_names(sub);
+  for (const CLI::Option* option : options_of(sub)) {
     print_bash_values(*option);
     if (option->get_positional())
       for (const std::string& value : values_of(*option)) words += " " + value;
@@ -103,7 +121,8 @@ std::string zsh_values(const CLI::Option& option) {
 
 void print_zsh_subcommand(const CLI::App& sub) {
   std::cout << "    " << sub.get_name() << ") _arguments -S";
-  for (const CLI::Option* option : sub.get_options()) {
+  if (has_subcommands(sub)) std::cout << " \\\n      '1: :(" << subcommand_names(sub) << ")'";
+  for (const CLI::Option* option : options_of(sub)) {
     if (option->get_positional()) {
       if (const auto values = values_of(*option); !values.empty())
         std::cout << " \\\n      '1: :(" << joined(values) << ")'";
@@ -156,7 +175,8 @@ void print_fish(const CLI::App& app) {
               << sub->get_description() << "'\n";
     const std::string head =
         "complete -c sockalarm -n '__fish_seen_subcommand_from " + sub->get_name() + "' ";
-    for (const CLI::Option* option : sub->get_options()) {
+    if (has_subcommands(*sub)) std::cout << head << "-x -a '" << subcommand_names(*sub) << "'\n";
+    for (const CLI::Option* option : options_of(*sub)) {
       const auto values = values_of(*option);
       const std::string arguments =
           values.empty() ? takes_value(*option) ? " -x" : "" : " -x -a '" + joined(values) + "'";

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/event_text.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -82,6 +83,12 @@ std::string event_text(const Json& record, bool with_host) {
                    number_of(record, "sockalarm.bytes_sent", bytes_text),
                kBytes) +
          "  " + holder_of(record);
+}
+
+std::string event_json(std::string_view line, const Json& record) {
+  const bool plain =
+      std::all_of(line.begin(), line.end(), [](char byte) { return byte >= ' ' && byte <= '~'; });
+  return plain ? std::string(line) : record.dump(-1, ' ', true);
 }
 
 }  // namespace sockalarm::cli

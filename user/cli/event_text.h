@@ -3,6 +3,7 @@
 
 #include <nlohmann/json_fwd.hpp>
 #include <string>
+#include <string_view>
 
 namespace sockalarm::cli {
 
@@ -10,5 +11,9 @@ namespace sockalarm::cli {
 // could move the cursor or end the line is escaped. What is not known is "-".
 std::string event_text(const nlohmann::json& record, bool with_host);
 std::string event_heading(bool with_host);
+
+// The record that `line` is, as one object: as it came, unless a terminal might take some of it for more than
+// text.
+std::string event_json(std::string_view line, const nlohmann::json& record);
 
 }  // namespace sockalarm::cli

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <unistd.h>
 
-#include <algorithm>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -91,15 +90,8 @@ class EventStream {
     }
   }
 
-  // As it came, unless a terminal might take some of it for more than text.
-  void print(std::string_view line, const Json& record) {
-    if (!options_.json)
-      std::cout << event_text(record, false);
-    else if (std::all_of(line.begin(), line.end(), [](char byte) { return byte >= ' ' && byte <= '~'; }))
-      std::cout << line;
-    else
-      std::cout << record.dump(-1, ' ', true);
-    std::cout << '\n';
+  void print(std::string_view line, const Json& record) const {
+    std::cout << (options_.json ? event_json(line, record) : event_text(record, false)) << '\n';
   }
 
   const EventsOptions& options_;

@@ -52,10 +52,11 @@ int run(int argc, char** argv) {
   add_watch(app, chosen);
   add_top(app, chosen);
   add_events(app, chosen);
+  add_fleet(app, chosen);
   add_completion(app, chosen);
   if (!words.ours.empty() && is_unknown_subcommand(app, words.ours.back())) {
     say("sockalarm: unknown subcommand '" + words.ours.back() +
-        "'; expected run, doctor, fds, status, watch, top, events or completion (sockalarm --help)");
+        "'; expected run, doctor, fds, status, watch, top, events, fleet or completion (sockalarm --help)");
     return kExitFailed;
   }
   try {

@@ -8,6 +8,15 @@
 
 namespace sockalarm::observe {
 
+std::string nats_token(std::string_view name) {
+  std::string result(name.empty() ? "none" : name);
+  for (char& c : result)
+    if (c == '.' || c == '*' || c == '>' || static_cast<unsigned char>(c) <= ' ' ||
+        static_cast<unsigned char>(c) >= 0x7f)
+      c = '_';
+  return result;
+}
+
 Error nats_error(natsStatus status, const std::string& what) {
   return Error(std::make_error_code(std::errc::not_connected), what + ": " + natsStatus_GetText(status));
 }

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <memory>
 #include <string>
+#include <string_view>
 
 namespace sockalarm::observe {
 
@@ -19,6 +20,9 @@ struct NatsDeleter {
 };
 template <class T>
 using NatsOwned = std::unique_ptr<T, NatsDeleter>;
+
+// A name as a part of a subject: what separates or matches parts becomes '_', an empty one is "none".
+std::string nats_token(std::string_view name);
 
 Error nats_error(natsStatus status, const std::string& what);
 

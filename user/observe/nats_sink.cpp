@@ -4,21 +4,10 @@
 #include "observe/nats_publisher.h"
 
 namespace sockalarm::observe {
-namespace {
-
-std::string token(std::string_view text) {
-  std::string result(text.empty() ? "none" : text);
-  for (char& c : result)
-    if (c == '.' || c == '*' || c == '>' || static_cast<unsigned char>(c) <= ' ' ||
-        static_cast<unsigned char>(c) >= 0x7f)
-      c = '_';
-  return result;
-}
-
-}  // namespace
 
 std::string nats_subject(const Host& host, Cause cause) {
-  return "sockalarm.v1." + token(host.region) + "." + token(host.name) + "." + std::string(text(cause));
+  return "sockalarm.v1." + nats_token(host.region) + "." + nats_token(host.name) + "." +
+         std::string(text(cause));
 }
 
 NatsSink::NatsSink(Host host, std::unique_ptr<Spool> spool)
