@@ -22,7 +22,6 @@ constexpr auto kTemporary = std::chrono::minutes(5);  // after its reader was ki
 
 struct InfoDeleter {
   void operator()(jsConsumerInfo* info) const noexcept { jsConsumerInfo_Destroy(info); }
-  void operator()(jsStreamInfo* info) const noexcept { jsStreamInfo_Destroy(info); }
   void operator()(jsMsgMetaData* data) const noexcept { jsMsgMetaData_Destroy(data); }
 };
 template <class T>
@@ -73,12 +72,11 @@ std::string durable_name(std::string_view text) {
 struct StreamReader::Impl {
   explicit Impl(StreamOptions given) : options(std::move(given)), remembered(options.remembered) {}
   ~Impl() {
-    if (temporary_made)
+    if (temporary_made && natsConnection_Status(connection.get()) == NATS_CONN_STATUS_CONNECTED)
       js_DeleteConsumer(context.get(), options.stream.c_str(), options.durable.c_str(), nullptr, nullptr);
   }
 
   Result<void> connect();
-  Result<void> find_stream();
   Result<OwnedInfo<jsConsumerInfo>> info();  // an empty one: there is none of that name
   Result<void> make_durable();
   Result<void> subscribe();
@@ -137,23 +135,12 @@ Error StreamReader::Impl::explain(natsStatus status, jsErrCode code, const std::
     return error("there is no JetStream on " + servers + ", or not for this account");
   const char* said = nullptr;
   natsConnection_GetLastError(connection.get(), &said);
-  if (status == NATS_TIMEOUT && said != nullptr && *said != '\0') return error(what + ": " + said);
+  if (status == NATS_TIMEOUT && said != nullptr && *said != '\0') return error(what + ": " + escaped(said));
   natsStatus of_thread = NATS_OK;
   const char* const detail = nats_GetLastError(&of_thread);
   return error(
       what + ": " + natsStatus_GetText(status) +
-      (detail != nullptr && of_thread == status && *detail != '\0' ? std::string(" (") + detail + ")" : ""));
-}
-
-Result<void> StreamReader::Impl::find_stream() {
-  jsStreamInfo* found = nullptr;
-  jsErrCode code{};
-  const natsStatus status = js_GetStreamInfo(&found, context.get(), options.stream.c_str(), nullptr, &code);
-  const OwnedInfo<jsStreamInfo> owned(found);
-  if (status != NATS_OK)
-    return fail(explain(status, status == NATS_NOT_FOUND ? JSStreamNotFoundErr : code,
-                        "the stream " + sockalarm::quoted(escaped(options.stream))));
-  return {};
+      (detail != nullptr && of_thread == status && *detail != '\0' ? " (" + escaped(detail) + ")" : ""));
 }
 
 Result<OwnedInfo<jsConsumerInfo>> StreamReader::Impl::info() {
@@ -162,7 +149,7 @@ Result<OwnedInfo<jsConsumerInfo>> StreamReader::Impl::info() {
   const natsStatus status = js_GetConsumerInfo(&found, context.get(), options.stream.c_str(),
                                                options.durable.c_str(), nullptr, &code);
   OwnedInfo<jsConsumerInfo> owned(found);
-  if (status == NATS_NOT_FOUND && code != JSStreamNotFoundErr) return OwnedInfo<jsConsumerInfo>();
+  if (status != NATS_OK && code == JSConsumerNotFoundErr) return OwnedInfo<jsConsumerInfo>();
   if (status != NATS_OK)
     return fail(explain(status, code, "the durable " + sockalarm::quoted(options.durable)));
   return owned;
@@ -246,19 +233,18 @@ StreamReader::~StreamReader() = default;
 
 Result<std::unique_ptr<StreamReader>> StreamReader::open(StreamOptions options) {
   auto impl = std::make_unique<Impl>(std::move(options));
-  for (const auto step : {&Impl::connect, &Impl::find_stream, &Impl::make_durable, &Impl::subscribe})
+  for (const auto step : {&Impl::connect, &Impl::make_durable, &Impl::subscribe})
     if (auto done = (impl.get()->*step)(); !done) return fail(done.error());
   return std::unique_ptr<StreamReader>(new StreamReader(std::move(impl)));
 }
 
 Result<bool> StreamReader::remove(const StreamOptions& options) {
   Impl impl(options);
-  for (const auto step : {&Impl::connect, &Impl::find_stream})
-    if (auto done = (impl.*step)(); !done) return fail(done.error());
+  if (auto connected = impl.connect(); !connected) return fail(connected.error());
   jsErrCode code{};
   const natsStatus status =
       js_DeleteConsumer(impl.context.get(), options.stream.c_str(), options.durable.c_str(), nullptr, &code);
-  if (status == NATS_NOT_FOUND) return false;
+  if (status != NATS_OK && code == JSConsumerNotFoundErr) return false;
   if (status != NATS_OK)
     return fail(impl.explain(status, code, "deleting the durable " + sockalarm::quoted(options.durable)));
   return true;
