@@ -52,12 +52,6 @@ Table& table() {
 }  // namespace
 
 struct NatsCallbacks {
-  static void acknowledged(jsCtx*, natsMsg* message, jsPubAck* acknowledgement, jsPubAckErr*, void* key) {
-    const NatsOwned<natsMsg> owned(message);
-    const char* id = nullptr;
-    if (natsMsgHeader_Get(message, "Nats-Msg-Id", &id) == NATS_OK)
-      table().with(key, [&](NatsPublisher& publisher) { publisher.window_.settled(id, acknowledgement); });
-  }
   template <class Note>
   static void note(void* key, Note note) {
     table().with(key, [&](NatsPublisher& publisher) {
@@ -74,14 +68,30 @@ struct NatsCallbacks {
   static void disconnected(natsConnection*, void* key) {
     note(key, [](NatsPublisher::Heard&) {});
   }
-  static void stream_answer(natsConnection*, natsSubscription*, natsMsg* message, void* key) {
+  // What the subject ends in says what was asked.
+  static void answer(natsConnection*, natsSubscription*, natsMsg* message, void* key) {
     const NatsOwned<natsMsg> owned(message);
-    note(key, [&](NatsPublisher::Heard& heard) {
-      heard.stream.emplace();
-      if (!natsMsg_IsNoResponders(message))
-        heard.stream->assign(natsMsg_GetData(message),
-                             static_cast<std::size_t>(natsMsg_GetDataLength(message)));
-    });
+    const std::string_view subject = natsMsg_GetSubject(message);
+    const auto number = parse_number<std::uint64_t>(subject.substr(subject.rfind('.') + 1));
+    const std::string_view data =
+        natsMsg_IsNoResponders(message)
+            ? std::string_view()
+            : std::string_view(natsMsg_GetData(message),
+                               static_cast<std::size_t>(natsMsg_GetDataLength(message)));
+    if (number)
+      table().with(key,
+                   [&](NatsPublisher& publisher) { publisher.window_.settled(*number, answer_in(data)); });
+    else
+      note(key, [&](NatsPublisher::Heard& heard) { heard.stream = data; });
+  }
+  // {"stream":"SOCKALARM","seq":7,"duplicate":true}, or an error.
+  static NatsWindow::Answer answer_in(std::string_view data) {
+    const auto json = nlohmann::json::parse(data, nullptr, false);
+    if (!json.is_object() || json.contains("error") || !json.contains("seq"))
+      return NatsWindow::Answer::failed;
+    const auto duplicate = json.find("duplicate");
+    return duplicate != json.end() && *duplicate == true ? NatsWindow::Answer::duplicate
+                                                         : NatsWindow::Answer::acknowledged;
   }
   static void failed(natsConnection* connection, natsSubscription*, natsStatus status, void* key) {
     const char* text = nullptr;
@@ -107,50 +117,65 @@ NatsWindow::Clock::duration NatsWindow::backoff(unsigned failures) {
   return std::chrono::milliseconds(std::uniform_int_distribution<std::int64_t>(whole / 2, whole)(random_));
 }
 
-void NatsWindow::put_off(const std::string& id, Waiting& waiting, Clock::time_point until) {
+void NatsWindow::put_off(Waiting& waiting, Clock::time_point until) {
+  const auto due = due_.emplace(until, waiting.message.number);
   due_.erase(waiting.due);
-  waiting.due = due_.emplace(until, id);
+  waiting.due = due;
+}
+
+void NatsWindow::failed(Waiting& waiting, Clock::time_point now) {
+  ++figures_.retried;
+  waiting.under_way = false;
+  put_off(waiting, now + backoff(waiting.failures++));
 }
 
 std::optional<NatsMessage> NatsWindow::next(Clock::time_point now) {
   const MutexLock lock(mutex_);
-  if (!due_.empty() && due_.begin()->first <= now) {
+  while (!due_.empty() && due_.begin()->first <= now) {
     const auto found = waiting_.find(due_.begin()->second);
     if (found == waiting_.end()) {  // there was no memory for it
       due_.erase(due_.begin());
-      return std::nullopt;
+      continue;
     }
-    put_off(found->first, found->second, now + 2 * options_.max_wait);
-    return found->second.message;
+    Waiting& waiting = found->second;
+    if (waiting.under_way) {  // nobody has answered
+      failed(waiting, now);
+      continue;
+    }
+    waiting.under_way = true;
+    put_off(waiting, now + options_.max_wait);
+    return waiting.message;
   }
   if (waiting_.size() >= options_.window) return std::nullopt;
   for (auto entries = spool_.read(1); !entries.empty(); entries = spool_.read(1)) {
     auto message = NatsMessage::decoded(entries[0].bytes);
-    if (!message || waiting_.contains(message->id)) {  // the second of the same is the same
+    if (!message || ids_.contains(message->id)) {  // the second of the same is the same
       spool_.acknowledge(entries[0].number);
       continue;
     }
-    // The library tells of each within max_wait; should it not, the message is sent again all the same.
-    const auto due = due_.emplace(now + 2 * options_.max_wait, message->id);
-    waiting_.emplace(message->id, Waiting{entries[0].number, *message, 0, due});
+    message->number = entries[0].number;
+    const auto due = due_.emplace(now + options_.max_wait, message->number);
+    ids_.insert(message->id);
+    waiting_.emplace(message->number, Waiting{*message, 0, true, due});
     figures_.waiting = waiting_.size();
     return message;
   }
   return std::nullopt;
 }
 
-void NatsWindow::settled(const std::string& id, const jsPubAck* acknowledgement) {
+void NatsWindow::settled(std::uint64_t number, Answer answer) {
   const MutexLock lock(mutex_);
-  const auto found = waiting_.find(id);
+  const auto found = waiting_.find(number);
   if (found == waiting_.end()) return;  // sent twice, and both are told of
-  if (acknowledgement == nullptr) {
-    ++figures_.retried;
-    put_off(id, found->second, Clock::now() + backoff(found->second.failures++));
+  Waiting& waiting = found->second;
+  if (answer == Answer::failed) {
+    if (waiting.under_way) failed(waiting, Clock::now());
   } else {
     ++figures_.acknowledged;
-    if (acknowledgement->Duplicate) ++figures_.duplicates;
-    spool_.acknowledge(found->second.number);
-    due_.erase(found->second.due);
+    if (answer == Answer::duplicate) ++figures_.duplicates;
+    spool_.acknowledge(number);
+    due_.erase(waiting.due);
+    ids_.erase(waiting.message.id);
     waiting_.erase(found);
     figures_.waiting = waiting_.size();
   }
@@ -190,7 +215,9 @@ NatsPublisher::NatsPublisher(NatsOptions options, Spool& spool, std::chrono::sec
       replay_(replay),
       on_error_(std::move(on_error)),
       window_(options_, spool, figures_),
-      key_(table().add(*this)) {}
+      key_(table().add(*this)),
+      inbox_("_INBOX.sockalarmd." + std::to_string(std::random_device{}()) +
+             std::to_string(std::random_device{}())) {}
 
 NatsPublisher::~NatsPublisher() {
   table().remove(key_);
@@ -220,8 +247,7 @@ Result<void> NatsPublisher::connect() {
   also(natsOptions_SetErrorHandler(made, NatsCallbacks::failed, key));
   if (status != NATS_OK) return fail(nats_error(status, "options for NATS"));
 
-  context_.reset();
-  stream_answers_.reset();
+  answers_.reset();
   connection_.reset();
   natsConnection* connection = nullptr;
   status = natsConnection_Connect(&connection, made);
@@ -232,30 +258,26 @@ Result<void> NatsPublisher::connect() {
     const MutexLock lock(heard_mutex_);
     heard_.connected = true;
   }
-  jsOptions js;
-  status = jsOptions_Init(&js);
-  js.PublishAsync.AckHandler = NatsCallbacks::acknowledged;
-  js.PublishAsync.AckHandlerClosure = key;
-  jsCtx* context = nullptr;
-  also(natsConnection_JetStream(&context, connection, &js));
-  context_.reset(context);
   natsSubscription* answers = nullptr;
-  const std::string inbox =
-      "_INBOX.sockalarmd." + std::to_string(std::random_device{}()) + std::to_string(std::random_device{}());
-  also(natsConnection_Subscribe(&answers, connection, inbox.c_str(), NatsCallbacks::stream_answer, key));
-  stream_answers_.reset(answers);
-  if (status != NATS_OK) return fail(nats_error(status, "natsConnection_JetStream()"));
+  status =
+      natsConnection_Subscribe(&answers, connection, (inbox_ + ".*").c_str(), NatsCallbacks::answer, key);
+  answers_.reset(answers);
+  if (status != NATS_OK) return fail(nats_error(status, "natsConnection_Subscribe()"));
   return {};
 }
 
+// Not by js_PublishAsync() (libnats 3.4): a write that takes longer than its time for an acknowledgement has
+// the message given to a callback that owns it, while it is still being written.
 natsStatus NatsPublisher::send(const NatsMessage& message) {
-  jsPubOptions publish;
-  jsPubOptions_Init(&publish);
-  publish.MsgId = message.id.c_str();
-  publish.MaxWait = options_.max_wait.count();
+  natsMsg* made = nullptr;
+  const std::string reply = inbox_ + "." + std::to_string(message.number);
+  natsStatus status = natsMsg_Create(&made, message.subject.c_str(), reply.c_str(), message.json.data(),
+                                     static_cast<int>(message.json.size()));
+  const NatsOwned<natsMsg> owned(made);
+  if (status == NATS_OK) status = natsMsgHeader_Set(made, "Nats-Msg-Id", message.id.c_str());
+  if (status == NATS_OK) status = natsConnection_PublishMsg(connection_.get(), made);
   ++figures_.sent;
-  return js_PublishAsync(context_.get(), message.subject.c_str(), message.json.data(),
-                         static_cast<int>(message.json.size()), &publish);
+  return status;
 }
 
 void NatsPublisher::tell(const Error& error) const {
@@ -300,8 +322,7 @@ bool NatsPublisher::usable() {
 void NatsPublisher::ask_for_stream() {
   ask_.reset();
   const std::string subject = "$JS.API.STREAM.INFO." + options_.stream;
-  natsConnection_PublishRequest(connection_.get(), subject.c_str(),
-                                natsSubscription_GetSubject(stream_answers_.get()), nullptr, 0);
+  natsConnection_PublishRequest(connection_.get(), subject.c_str(), (inbox_ + ".stream").c_str(), nullptr, 0);
 }
 
 void NatsPublisher::judge_stream(const std::string& answer) {
@@ -330,7 +351,7 @@ void NatsPublisher::judge_stream(const std::string& answer) {
 void NatsPublisher::send_what_is_due() {
   while (auto message = window_.next(Clock::now())) {
     const natsStatus status = send(*message);
-    if (status != NATS_OK) window_.settled(message->id, nullptr);
+    if (status != NATS_OK) window_.settled(message->number, NatsWindow::Answer::failed);
     if (status != NATS_OK || window_.ending()) break;
   }
 }

@@ -4,6 +4,7 @@
 #include <nats/nats.h>
 
 #include <chrono>
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <optional>
@@ -11,6 +12,7 @@
 #include <string>
 #include <thread>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "base/mutex.h"
 #include "observe/nats_connection.h"
@@ -21,6 +23,7 @@ namespace sockalarm::observe {
 // What a record of the spool says.
 struct NatsMessage {
   std::string subject, id, json;
+  std::uint64_t number = 0;  // in the spool
 
   std::string encoded() const { return subject + '\n' + id + '\n' + json; }
   static std::optional<NatsMessage> decoded(const std::string& bytes);
@@ -36,21 +39,24 @@ class NatsWindow {
 
   // From the spool, and of those that waited long enough; empty: none to be sent now.
   std::optional<NatsMessage> next(Clock::time_point now);
-  void settled(const std::string& id, const jsPubAck* acknowledgement);  // nullptr: it failed
-  void news();                                                           // there may be more in the spool
+  enum class Answer { acknowledged, duplicate, failed };
+  void settled(std::uint64_t number, Answer answer);
+  void news();                                         // there may be more in the spool
   void wait(Clock::time_point at_most, bool for_due);  // for news, the end, or what is due to be sent again
   void end();
   bool ending() const;
 
  private:
   struct Waiting {
-    std::uint64_t number;
     NatsMessage message;
     unsigned failures = 0;
-    std::multimap<Clock::time_point, std::string>::iterator due;  // to be sent again
+    bool under_way = true;  // else it waits to be sent again
+    std::multimap<Clock::time_point, std::uint64_t>::iterator
+        due;  // not acknowledged by then; to be sent then
   };
   Clock::duration backoff(unsigned failures) REQUIRES(mutex_);
-  void put_off(const std::string& id, Waiting& waiting, Clock::time_point until) REQUIRES(mutex_);
+  void put_off(Waiting& waiting, Clock::time_point until) REQUIRES(mutex_);
+  void failed(Waiting& waiting, Clock::time_point now) REQUIRES(mutex_);
 
   const NatsOptions& options_;
   Spool& spool_;
@@ -58,8 +64,9 @@ class NatsWindow {
   mutable Mutex mutex_;
   ConditionVariable changed_;
   bool news_ GUARDED_BY(mutex_) = false, ending_ GUARDED_BY(mutex_) = false;
-  std::unordered_map<std::string, Waiting> waiting_ GUARDED_BY(mutex_);   // by id
-  std::multimap<Clock::time_point, std::string> due_ GUARDED_BY(mutex_);  // of all that wait
+  std::unordered_map<std::uint64_t, Waiting> waiting_ GUARDED_BY(mutex_);   // by number
+  std::unordered_set<std::string> ids_ GUARDED_BY(mutex_);                  // of those
+  std::multimap<Clock::time_point, std::uint64_t> due_ GUARDED_BY(mutex_);  // the same
   std::mt19937 random_ GUARDED_BY(mutex_){std::random_device{}()};
 };
 
@@ -105,8 +112,8 @@ class NatsPublisher {
   NatsWindow window_;
   std::uintptr_t key_ = 0;  // in the table
   NatsOwned<natsConnection> connection_;
-  NatsOwned<natsSubscription> stream_answers_;
-  NatsOwned<jsCtx> context_;
+  const std::string inbox_;  // INBOX.stream, INBOX.NUMBER
+  NatsOwned<natsSubscription> answers_;
   Mutex heard_mutex_;
   Heard heard_ GUARDED_BY(heard_mutex_);
   std::optional<bool> told_connected_;              // the last that on_error was told of
