@@ -67,7 +67,7 @@ void Exporter::stop(std::chrono::milliseconds patience) noexcept {
     lane->news.notify_one();
   }
   for (const auto& lane : lanes_) {
-    MutexLock lock(lane->mutex);
+    const MutexLock lock(lane->mutex);
     while (!lane->has_ended && lane->ended.wait_until(lane->mutex, until)) {
     }
     lane->given_up = true;
