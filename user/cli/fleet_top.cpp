@@ -43,7 +43,7 @@ class Counts {
       const auto found = record.find(field);
       return found != record.end() && found->is_string() ? found->get<std::string>() : std::string();
     };
-    const auto named = [](std::string name, const char* otherwise) {
+    const auto named = [](const std::string& name, const char* otherwise) {
       return name.empty() ? otherwise : name;
     };
     const std::string host = named(text("host.name"), "unknown"),
