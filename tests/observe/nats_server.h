@@ -42,6 +42,7 @@ class NatsServer {
   }
   void stop_and_continue(bool stop) const { process_->send(stop ? SIGSTOP : SIGCONT); }
   // `user`: NAME:PASSWORD@
+  pid_t pid() const { return process_->pid(); }
   std::string url(const std::string& user = "") const { return "nats://" + user + "127.0.0.1:" + port_; }
 
  private:

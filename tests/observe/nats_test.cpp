@@ -85,6 +85,36 @@ TEST_F(Nats, WhatCameBeforeTheBrokerIsSentWhenItIsThere) {
   EXPECT_EQ(sink->figures().waiting, 0U);
 }
 
+// As in a fleet: each host has a leaf node without JetStream, the region a hub that has the stream.
+TEST_F(Nats, ThroughALeafNodeToTheHubOfARegion) {
+  const std::string hub_port = free_port(), leaf_port = free_port(), between = free_port();
+  write_contents(folder_ / "hub.conf", "leafnodes { listen: \"127.0.0.1:" + between + "\" }\n");
+  write_contents(folder_ / "leaf.conf",
+                 "leafnodes { remotes: [ { url: \"nats-leaf://127.0.0.1:" + between + "\" } ] }\n");
+  NatsServer hub(folder_, "hub", hub_port, {"-c", folder_ / "hub.conf"});
+  hub.start();
+  const auto start_leaf = [&] {
+    return std::make_unique<ServerProcess>(
+        folder_, "leaf",
+        std::vector<std::string>{"nats-server", "-a", "127.0.0.1", "-p", leaf_port, "-n", "leaf", "-c",
+                                 folder_ / "leaf.conf"});
+  };
+  auto leaf = start_leaf();
+  Consumer consumer(hub.url());
+  consumer.make_stream(1, 1h);
+  NatsOptions to_leaf = options();
+  to_leaf.servers = "nats://127.0.0.1:" + leaf_port;
+  const auto sink = open(to_leaf);
+  ASSERT_TRUE(sink);
+  write(*sink, 1, 100);
+  ASSERT_TRUE(all_acknowledged(*sink));
+  leaf.reset();
+  write(*sink, 101, 100);
+  leaf = start_leaf();
+  ASSERT_TRUE(all_acknowledged(*sink));
+  EXPECT_EQ(consumer.ids(200, 60s).size(), 200U);
+}
+
 TEST_F(Nats, ASecondLifeOfTheAgentSendsWhatTheFirstLeftAndNothingTwice) {
   {
     const auto sink = open(options());
