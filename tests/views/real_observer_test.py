@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""`sockalarm top` and `events` before a real sockalarmd --observe. real_observer_test.py SOCKALARM SOCKALARMD"""
+"""`sockalarm top`, `events` and the page before a real sockalarmd --observe.
+real_observer_test.py SOCKALARM SOCKALARMD [RealObserver|Page]"""
 import json
 import os
 import select
@@ -9,8 +10,10 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
+from browser import Browser
 from fake_observer import PATIENCE
 
 SOCKALARM = SOCKALARMD = ""
@@ -19,10 +22,10 @@ SOCKALARM = SOCKALARMD = ""
 class Observer:
     """That sees the connections of one port, and nobody else's."""
 
-    def __init__(self, folder, port):
+    def __init__(self, folder, port, listen=""):
         self.socket = folder + "/observe.sock"
         with open(folder + "/observe.toml", "w", encoding="ascii") as config:
-            config.write(f'[observe]\nsocket = "{self.socket}"\nlisten = ""\n[observe.filter]\nports = [{port}]\n')
+            config.write(f'[observe]\nsocket = "{self.socket}"\nlisten = "{listen}"\n[observe.filter]\nports = [{port}]\n')
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
             ready.bind(folder + "/notify")
             ready.settimeout(PATIENCE)
@@ -44,7 +47,9 @@ class Observer:
         self.process.wait()
 
 
-class RealObserver(unittest.TestCase):
+class Scene(unittest.TestCase):
+    LISTEN = ""
+
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
@@ -56,8 +61,23 @@ class RealObserver(unittest.TestCase):
         self.addCleanup(lambda: self.observer.kill())
 
     def begin(self):
-        self.observer = Observer(self.folder, self.port)
+        self.observer = Observer(self.folder, self.port, self.LISTEN)
 
+    def abort(self):
+        """A client that resets the connection amid the work; it has the address that is returned."""
+        client = socket.create_connection(("127.0.0.1", self.port))
+        served, _ = self.listener.accept()
+        address = client.getsockname()
+        client.sendall(b"question")
+        served.recv(100)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        self.assertRaises(ConnectionResetError, served.recv, 100)
+        served.close()
+        return address
+
+
+class RealObserver(Scene):
     def command(self, *arguments):
         return [SOCKALARM, *arguments, "--socket", self.observer.socket]
 
@@ -74,19 +94,6 @@ class RealObserver(unittest.TestCase):
             events.communicate()
         self.addCleanup(clean_up)
         return events
-
-    def abort(self):
-        """A client that resets the connection amid the work; it has the address that is returned."""
-        client = socket.create_connection(("127.0.0.1", self.port))
-        served, _ = self.listener.accept()
-        address = client.getsockname()
-        client.sendall(b"question")
-        served.recv(100)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        client.close()
-        self.assertRaises(ConnectionResetError, served.recv, 100)
-        served.close()
-        return address
 
     def wait_until_followed(self, events):
         """Records come from the moment of asking, which a test only sees by one that has come."""
@@ -123,6 +130,32 @@ class RealObserver(unittest.TestCase):
         wanted = self.abort()[1]
         while json.loads(events.stdout.readline())["network.peer.port"] != wanted:
             pass
+
+
+class Page(Scene):
+    """In Chromium, from the observer's own server, with the policy that it sends."""
+
+    def setUp(self):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.LISTEN = "127.0.0.1:%d" % free.getsockname()[1]
+        super().setUp()
+        self.browser = Browser()
+        self.addCleanup(self.browser.close)
+        self.browser.begin()
+        self.addCleanup(self.browser.end)
+
+    def test_shows_each_abort_as_it_comes(self):
+        self.browser.open(f"http://{self.LISTEN}/")
+        after = []
+        for aborts in range(1, 11):
+            self.abort()
+            left = time.monotonic()
+            # The sixth column is all aborts of the service; the client's end of a connection is none.
+            self.browser.wait_until("document.querySelectorAll('#services tbody tr').length === 1 && "
+                                    f"document.querySelector('#services tbody tr').cells[5].textContent === '{aborts}'")
+            after.append(time.monotonic() - left)
+        print(f"on the page after {min(after):.2f} to {max(after):.2f} s")
+        self.assertEqual(self.browser.evaluate("document.getElementById('news').textContent"), "")
 
 
 if __name__ == "__main__":

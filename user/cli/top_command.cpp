@@ -23,7 +23,7 @@ constexpr milliseconds kShortestInterval(100), kTotalsPatience(5000);
 
 struct TopOptions {
   HttpTarget target;
-  std::string interval = "1s", sort = "orphaned";
+  std::string interval = "900ms", sort = "orphaned";
   bool once = false, json = false, idle_too = false;
 };
 
@@ -169,7 +169,9 @@ void add_top(CLI::App& app, Task& chosen) {
                   "where sockalarmd --observe listens (default: /run/sockalarm/observe.sock)")
       ->type_name("PATH");
   sub->add_option("--url", options->target.url, "the same by TCP: http://127.0.0.1:9465")->type_name("URL");
-  sub->add_option("--interval", options->interval, "between two looks (default: 1s)")->type_name("TIME");
+  sub->add_option("--interval", options->interval,
+                  "between two looks (default: 900ms, so that what happened is shown within a second)")
+      ->type_name("TIME");
   sub->add_flag("--once", options->once, "look twice, print the rates between, and end");
   sub->add_flag("--json", options->json, "print JSON, an object each time");
   sub->add_flag("--all", options->idle_too, "services without aborts, too");
