@@ -99,6 +99,8 @@ TEST_F(Fleet, GoesOnWhereTheDurableStopped) {
             ids_of(host_a(), 1, 1));
   server_.kill();
   server_.start();
+  consumer_ = std::make_unique<Consumer>(server_.url());  // it listens before it knows its streams
+  ASSERT_TRUE(eventually([&] { return consumer_->has_durable("audit"); }));
   const auto second = run({"events", "--durable", "audit", "--all", "--json", "--count", "6"});
   EXPECT_EQ(second.ids(), ids_of(host_a(), 5, 6));
   EXPECT_NE(second.ended.errors.find("goes on where the durable 'audit' stopped"), std::string::npos);
