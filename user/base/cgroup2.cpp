@@ -42,7 +42,7 @@ std::optional<std::string> cgroup2_root() {
     }
     fields >> type;
     if (type != "cgroup2") continue;
-    const std::string path = unescaped(mount_point);
+    std::string path = unescaped(mount_point);
     struct stat status{};
     if (::stat(path.c_str(), &status) == 0 && status.st_ino == kRootId) return path;
   }

@@ -174,8 +174,9 @@ MHD_Result WebServer::Server::answer(Connection& connection, bool reads, const s
       answer = known->second();
     } else if (stream != routes.streams.end() && !connection.trusted) {
       answer = {403, answer.type, "this is for those who may connect to the Unix socket\n"};
-    } else if (stream != routes.streams.end() && (connection.stream = stream->second()) == nullptr) {
-      answer = {503, answer.type, "too many read this already; try later\n"};
+    } else if (stream != routes.streams.end()) {
+      connection.stream = stream->second();
+      if (!connection.stream) answer = {503, answer.type, "too many read this already; try later\n"};
     }
   } catch (const std::exception& error) {
     answer = {500, answer.type, error.what() + std::string("\n")};
