@@ -15,14 +15,13 @@ class EventFeed::Reader {
   bool put(const std::string& json) EXCLUDES(mutex_) {
     const MutexLock lock(mutex_);
     if (!news_) return true;
-    const std::string gap =
-        left_out_ == 0 ? "" : R"({"schema":"sockalarm.lost.v1","lost":)" + std::to_string(left_out_) + "}\n";
-    if (waiting_.size() - read_ + gap.size() + json.size() + 1 > bound_) {
+    const std::string told = gap();
+    if (waiting_.size() - read_ + told.size() + json.size() + 1 > bound_) {
       ++left_out_;
       return false;
     }
     left_out_ = 0;
-    waiting_ += gap + json + "\n";
+    waiting_ += told + json + "\n";
     news_();  // with the lock, so that none comes after leave()
     return true;
   }
@@ -32,6 +31,10 @@ class EventFeed::Reader {
   }
   std::size_t take(char* to, std::size_t size) EXCLUDES(mutex_) {
     const MutexLock lock(mutex_);
+    if (read_ == waiting_.size()) {  // no record may come for long that would bring it
+      waiting_ += gap();
+      left_out_ = 0;
+    }
     const std::size_t count = std::min(size, waiting_.size() - read_);
     std::memcpy(to, waiting_.data() + read_, count);
     read_ += count;
@@ -43,10 +46,15 @@ class EventFeed::Reader {
   }
   bool has_more() const EXCLUDES(mutex_) {
     const MutexLock lock(mutex_);
-    return read_ < waiting_.size();
+    return read_ < waiting_.size() || left_out_ > 0;
   }
 
  private:
+  std::string gap() const REQUIRES(mutex_) {
+    return left_out_ == 0 ? ""
+                          : R"({"schema":"sockalarm.lost.v1","lost":)" + std::to_string(left_out_) + "}\n";
+  }
+
   const std::size_t bound_;
   mutable Mutex mutex_;
   std::function<void()> news_ GUARDED_BY(mutex_);
