@@ -109,13 +109,14 @@ def measure(arguments):
             sections[name] = run_section(arguments.build, name, arguments.quick, arguments.runs)
         except (subprocess.SubprocessError, OSError, ValueError) as error:
             sys.exit(f"bench: {name} failed: {error}")
-    results = {
-        "format": FORMAT,
-        "machine": facts,
-        "load_before": round(load, 1),
-        "sections": {name: sections[name] for name in SECTIONS if name in sections},
-    }
-    results["targets"] = targets.judge(results)
+        results = {
+            "format": FORMAT,
+            "machine": facts,
+            "load_before": round(load, 1),
+            "sections": {name: sections[name] for name in SECTIONS if name in sections},
+        }
+        results["targets"] = targets.judge(results)
+        path.write_text(json.dumps(results, indent=1) + "\n")  # minutes of work: kept if the next section fails
     return results
 
 
@@ -163,7 +164,7 @@ def main():
     results = json.loads(path.read_text()) if arguments.page_only else measure(arguments)
     if arguments.page_only:
         results["targets"] = targets.judge(results)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+        path.write_text(json.dumps(results, indent=1) + "\n")
     drawn = plots.draw(results, arguments.out)
     (arguments.out / "README.md").write_text(page.render(results, drawn))
     verdicts = [verdict for verdict in results["targets"] if verdict["section"] in (arguments.only or SECTIONS)]
