@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chromium without a window, spoken to by its debugging pipe (DevTools protocol: JSON objects that end in NUL)."""
+import base64
 import json
 import os
 import queue
@@ -101,6 +102,15 @@ class Browser:
                       f"setTimeout(() => reject(new Error('it stays ' + document.body.innerText)), {PATIENCE * 900});"
                       "watcher.observe(document, {subtree: true, childList: true, characterData: true, attributes: true});"
                       "check(); })")
+
+    def picture(self, file, width, height):
+        """Of the page as a PNG; without a height all of it."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height or 900, deviceScaleFactor=1, mobile=False)
+        height = height or self.evaluate("document.documentElement.scrollHeight")
+        picture = self.call("Page.captureScreenshot", captureBeyondViewport=True,
+                            clip={"x": 0, "y": 0, "width": width, "height": height, "scale": 1})
+        with open(file, "wb") as png:
+            png.write(base64.b64decode(picture["data"]))
 
     def close(self):
         self._session = None

@@ -3,6 +3,7 @@
 import copy
 import http.server
 import json
+import math
 import os
 import queue
 import socket
@@ -24,6 +25,17 @@ def totals(uptime, ends=(), started="2026-11-27T03:00:00.000000000Z", **others):
     return {"schema": "sockalarm.totals.v1", "version": "0.5.0", "host": {"id": "0" * 32, "name": "web-1", "region": "eu-1"},
             "time": "2026-11-27T03:18:33.123456789Z", "started_at": started, "uptime_seconds": uptime, "ends": list(ends),
             "lost": lost, "limits": [], "of_a_newer_one": True} | others
+
+
+def busy_host(i):
+    """For pictures: what a host has counted in the i-th second."""
+    wave = [sum(int(3 + 2 * math.sin(step / 7 + phase) + (step % 11 == phase)) for step in range(i)) for phase in range(4)]
+    return totals(3600 + i, [end("postgresql@15-main.service", "peer_reset", count=wave[0], orphaned=wave[0] * 0.21),
+                             end("php8.2-fpm.service", "peer_fin", count=wave[1], orphaned=wave[1] * 0.11),
+                             end("php8.2-fpm.service", "timeout", count=wave[2] // 9, orphaned=wave[2] * 0.05),
+                             end("docker-3f1c9a7be042", "peer_reset", count=wave[3] // 3, orphaned=wave[3] * 0.01),
+                             end("nginx.service", "peer_fin", "idle_close", 140 * i), end("nginx.service", "peer_reset", count=wave[2] // 20)],
+                  lost={"ring": 12, "queue": 3}, spool={"bytes": 1_840_000, "pending": 2100, "oldest_seconds": 3.2, "connected": True})
 
 
 def record(**fields):

@@ -2,17 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The observer's page in a real browser, before an observer that says what the test wants. page_test.py PAGE_TEXT
 
-SOCKALARM_SCREENSHOT=FILE.png: also write what docs/images has."""
-import base64
+SOCKALARM_SCREENSHOT=FILE.png: also write the picture that docs/images has."""
 import json
-import math
 import os
 import subprocess
 import sys
 import unittest
 
 from browser import Browser
-from fake_observer import FakeObserver, end, totals
+from fake_observer import FakeObserver, busy_host, end, totals
 
 PAGE_TEXT = ""
 ROWS = "JSON.stringify([...document.querySelectorAll('#%s tbody tr')].map(row => [...row.cells].map(cell => cell.textContent)))"
@@ -162,26 +160,14 @@ class Page(unittest.TestCase):
 
     @unittest.skipUnless("SOCKALARM_SCREENSHOT" in os.environ, "nobody asked for a picture")
     def test_picture(self):
-        def at(i):
-            wave = [sum(int(3 + 2 * math.sin(step / 7 + phase) + (step % 11 == phase)) for step in range(i)) for phase in range(4)]
-            return totals(3600 + i, [end("postgresql@15-main.service", "peer_reset", count=wave[0], orphaned=wave[0] * 0.21),
-                                     end("php8.2-fpm.service", "peer_fin", count=wave[1], orphaned=wave[1] * 0.11),
-                                     end("php8.2-fpm.service", "timeout", count=wave[2] // 9, orphaned=wave[2] * 0.05),
-                                     end("docker-3f1c9a7be042", "peer_reset", count=wave[3] // 3, orphaned=wave[3] * 0.01),
-                                     end("nginx.service", "peer_fin", "idle_close", 140 * i), end("nginx.service", "peer_reset", count=wave[2] // 20)],
-                          lost={"ring": 12, "queue": 3}, spool={"bytes": 1_840_000, "pending": 2100, "oldest_seconds": 3.2, "connected": True})
-        self.open(at(0))
+        self.open(busy_host(0))
         self.wait_for_text("host", "web-1")
         # A second is what the page waits; a picture need not.
         self.browser.evaluate("clearTimeout(timer)")
         for i in range(1, 121):
-            self.observer.serve(at(i))
+            self.observer.serve(busy_host(i))
             self.browser.evaluate("look().then(() => clearTimeout(timer))")
-        self.browser.call("Emulation.setDeviceMetricsOverride", width=1180, height=900, deviceScaleFactor=1, mobile=False)
-        picture = self.browser.call("Page.captureScreenshot", captureBeyondViewport=True, clip={
-            "x": 0, "y": 0, "width": 1180, "height": self.browser.evaluate("document.documentElement.scrollHeight"), "scale": 1})
-        with open(os.environ["SOCKALARM_SCREENSHOT"], "wb") as file:
-            file.write(base64.b64decode(picture["data"]))
+        self.browser.picture(os.environ["SOCKALARM_SCREENSHOT"], 1180, None)
 
 
 if __name__ == "__main__":

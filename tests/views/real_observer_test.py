@@ -15,6 +15,7 @@ import unittest
 
 from browser import Browser
 from fake_observer import PATIENCE
+from screen import FRAME, Screen
 
 SOCKALARM = SOCKALARMD = ""
 
@@ -114,6 +115,21 @@ class RealObserver(Scene):
                          dict.fromkeys(set(top["lost"]) - {"late", "missed"}, 0))
         text = subprocess.run(self.command("top", "--once", "--interval", "100ms"), capture_output=True, text=True, timeout=PATIENCE, check=True)
         self.assertIn("aborts/s", text.stdout)
+
+    def test_top_shows_each_abort_as_it_comes(self):
+        screen = Screen(self, self.command("top"))
+
+        def wait_for(aborts):  # per second: none, or one since the look before
+            while ("\n0 aborts/s" in screen.read_until(FRAME)) == aborts:
+                pass
+        after = []
+        for _ in range(10):
+            wait_for(False)
+            self.abort()
+            left = time.monotonic()
+            wait_for(True)
+            after.append(time.monotonic() - left)
+        print(f"in top after {min(after):.2f} to {max(after):.2f} s")
 
     def test_events_come_filtered_and_follow_the_next_observer(self):
         events = self.start_events("--follow", "--filter", "verdict=abandoned", "--filter", "prefix=127.0.0.0/8",

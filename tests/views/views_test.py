@@ -1,21 +1,19 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""`sockalarm top` and `events` before an observer that says what the test wants. views_test.py SOCKALARM"""
-import fcntl
+"""`sockalarm top` and `events` before an observer that says what the test wants. views_test.py SOCKALARM
+
+SOCKALARM_SCREENSHOT=FILE.png: also write the picture of `top` that docs/images has."""
 import json
 import os
-import pty
-import select
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
 import termios
-import time
 import unittest
 
-from fake_observer import PATIENCE, FakeObserver, end, record, totals
+from fake_observer import PATIENCE, FakeObserver, busy_host, end, record, totals
+from screen import FRAME, Screen, photograph
 
 SOCKALARM = ""
 RESTORED = "\x1b[?7h\x1b[?25h\x1b[?1049l"
@@ -105,61 +103,16 @@ class Top(Views):
         self.assertEqual(later["all"]["aborts_per_second"], 0.5)
 
 
-class Screen:
-    """`sockalarm top` on a terminal of its own."""
-
-    def __init__(self, test, *arguments, size=(24, 80)):
-        self.pid, self.terminal = pty.fork()
-        if self.pid == 0:
-            os.environ["TERM"] = "xterm"
-            os.execv("/bin/sh", ["sh", "-c", 'read go; exec "$@"', "sh", SOCKALARM, "top", "--socket", test.socket, *arguments])
-        self.all, self.status, self.test = "", None, test
-        test.addCleanup(self.close)
-        self.before = termios.tcgetattr(self.terminal)
-        self.resize(*size)
-        os.write(self.terminal, b"\n")
-
-    def resize(self, rows, columns):
-        fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def read_until(self, wanted):
-        """What was written until there is such a piece; what follows it is left for the next."""
-        limit = time.monotonic() + PATIENCE
-        while (at := self.all.find(wanted)) < 0:
-            ready, _, _ = select.select([self.terminal], [], [], max(0, limit - time.monotonic()))
-            self.test.assertTrue(ready, f"{wanted!r} did not come; there is {self.all!r}")
-            try:
-                piece = os.read(self.terminal, 65536)
-            except OSError:  # nobody has the other end any more
-                piece = b""
-            self.test.assertTrue(piece, f"{wanted!r} did not come before the end; there is {self.all!r}")
-            self.all += piece.decode()
-        text, self.all = self.all[:at + len(wanted)], self.all[at + len(wanted):]
-        return text
-
-    def ended(self):
-        _, self.status = os.waitpid(self.pid, 0)
-        return self.status
-
-    def close(self):
-        if self.status is None:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-        os.close(self.terminal)
-
-
 class TopOnATerminal(Views):
-    FRAME = "\x1b[J"  # ends each
-
     def start(self, *arguments, **others):
-        screen = Screen(self, *(arguments or ("--interval", "1h")), **others)
+        screen = Screen(self, [SOCKALARM, "top", "--socket", self.socket, *(arguments or ("--interval", "1h"))], **others)
         screen.read_until("\x1b[?1049h")
         return screen
 
     def test_q_gives_the_terminal_back(self):
         self.observer.serve(totals(10, [end("a", count=4)]))
         screen = self.start()
-        self.assertIn("\r\na ", screen.read_until(self.FRAME))
+        self.assertIn("\r\na ", screen.read_until(FRAME))
         self.assertNotEqual(termios.tcgetattr(screen.terminal)[3], screen.before[3])
         os.write(screen.terminal, b"xq")
         screen.read_until(RESTORED)
@@ -169,13 +122,13 @@ class TopOnATerminal(Views):
     def test_so_does_a_signal(self):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             screen = self.start()
-            screen.read_until(self.FRAME)
+            screen.read_until(FRAME)
             os.kill(screen.pid, number)
             screen.read_until(RESTORED)
             self.assertEqual(screen.ended(), number)
             self.assertEqual(termios.tcgetattr(screen.terminal), screen.before)
         screen = self.start()
-        screen.read_until(self.FRAME)
+        screen.read_until(FRAME)
         os.write(screen.terminal, b"\x03")  # Ctrl-C
         screen.read_until(RESTORED)
         self.assertEqual(screen.ended(), signal.SIGINT)
@@ -183,28 +136,28 @@ class TopOnATerminal(Views):
     def test_another_size_is_drawn_at_once(self):
         self.observer.serve(totals(10, [end(f"service-{i}", count=4) for i in range(100)]))
         screen = self.start()  # the next look is in an hour
-        self.assertEqual(screen.read_until(self.FRAME).count("\n"), 23)
+        self.assertEqual(screen.read_until(FRAME).count("\n"), 23)
         screen.resize(10, 60)
-        frame = screen.read_until(self.FRAME)
+        frame = screen.read_until(FRAME)
         self.assertEqual(frame.count("\n"), 9)
         self.assertIn("... 95 more", frame)
         self.assertTrue(all(len(line) <= 60 + len("\x1b[K\x1b[m\x1b[1m\x1b[H") for line in frame.split("\r\n")))
 
     def test_ctrl_z_gives_it_back_until_it_goes_on(self):
         screen = self.start()
-        screen.read_until(self.FRAME)
+        screen.read_until(FRAME)
         os.write(screen.terminal, b"\x1a")
         screen.read_until(RESTORED)
         self.assertTrue(os.WIFSTOPPED(os.waitpid(screen.pid, os.WUNTRACED)[1]))
         self.assertEqual(termios.tcgetattr(screen.terminal), screen.before)
         os.kill(screen.pid, signal.SIGCONT)
         screen.read_until("\x1b[?1049h")
-        screen.read_until(self.FRAME)
+        screen.read_until(FRAME)
 
     def test_an_observer_that_goes_and_comes_back_is_shown(self):
         self.observer.serve(totals(10, [end("a", count=4)]))
         screen = self.start("--interval", "100ms")
-        screen.read_until(self.FRAME)
+        screen.read_until(FRAME)
         self.stop()
         screen.read_until("the observer has gone, the figures are old: ")
         self.begin(totals(1, [], started="2026-11-27T04:00:00.000000000Z"))
@@ -212,9 +165,19 @@ class TopOnATerminal(Views):
         os.write(screen.terminal, b"q")
         screen.read_until(RESTORED)
 
+    @unittest.skipUnless("SOCKALARM_SCREENSHOT" in os.environ, "nobody asked for a picture")
+    def test_picture(self):
+        self.observer.serve(busy_host(119))
+        screen = self.start("--interval", "1s", size=(14, 116))
+        screen.read_until(FRAME)
+        self.observer.serve(busy_host(120))
+        while "rates over 1.00s" not in (frame := screen.read_until(FRAME)):
+            pass
+        photograph(frame, os.environ["SOCKALARM_SCREENSHOT"])
+
     def test_a_name_cannot_reach_the_terminal(self):
         self.observer.serve(totals(10, [end("x\x1b[2J\n\x9b1m", "peer\x1b[2J", count=4)], limits=["\x1b]0;title\a"]))
-        frame = self.start().read_until(self.FRAME)
+        frame = self.start().read_until(FRAME)
         self.assertIn("x\\x1b[2J\\x0a\\xc2\\x9b1m", frame)
         for bad in ("\x1b[2J", "\x1b]", "\x9b", "\a"):
             self.assertNotIn(bad, frame)
