@@ -210,6 +210,7 @@ def unwatched(results, drawn):
     names = {
         "nothing_loaded": "nothing loaded",
         "nothing_loaded_again": "nothing loaded, again",
+        "empty_programs": "empty programs in the same places",
         "no_entries": "loaded, nobody watched",
         "100000_entries": "loaded, 100,000 others watched",
     }

@@ -182,6 +182,7 @@ def unwatched(results, path):
     for variant in ("fin", "reset"):
         for entries, label in (
             ("nothing_loaded_again", "nothing loaded"),
+            ("empty_programs", "empty programs"),
             ("no_entries", "no entries"),
             ("100000_entries", "100,000 entries"),
         ):
