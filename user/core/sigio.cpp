@@ -162,9 +162,21 @@ bool pass_on(int number, siginfo_t* info, void* context) {
   return (previous_io.sa_flags & SA_RESTART) == 0;
 }
 
+// The kernel sends two for a FIN, and one for each socket that has news: who is here already need not come
+// again, on top of the handler of the signal that is sent now. Before serve(), which then sees it all.
+void take_what_is_pending(int number) noexcept {
+  sigset_t set;
+  ::sigemptyset(&set);
+  ::sigaddset(&set, number);
+  const timespec now{};
+  while (::syscall(SYS_rt_sigtimedwait, &set, nullptr, &now, NSIG / 8) == number) {
+  }
+}
+
 void on_signal(int number, siginfo_t* info, void* context) {
   const int saved = errno;
   bool ends = false;
+  if (number != SIGIO) take_what_is_pending(number);
   if (ThreadAlarms* alarms = my_alarms_now; alarms != nullptr) {
     if (alarms->try_lock()) {
       alarms->missed.store(false);
