@@ -20,8 +20,8 @@
 //
 // The kernel does not enter a tracing program again while it runs on the same CPU (sockalarm.bpf.c): a change
 // of state that comes in a softirq meanwhile goes unnoticed. So each program takes the socket as it finds it,
-// and makes up for what should have been noted before. tcp_destroy_sock runs with softirqs off, hence no end
-// is missed (realtime kernels excepted; recursion_misses counts there too).
+// and makes up for what should have been noted before. For the end itself there is a second program, which
+// runs when the first is left out.
 
 char LICENSE[] SEC("license") = "GPL";
 
@@ -137,9 +137,25 @@ int BPF_PROG(observe_error, struct sock* sk) {
   return 0;
 }
 
-// Hook: tracepoint tcp_destroy_sock (4.15): the kernel's socket goes, whatever it was.
-SEC("?tp_btf/tcp_destroy_sock")
-int BPF_PROG(observe_destroy, struct sock* sk) {
+// Of this processor: a socket goes, and no program has looked at it yet.
+struct {
+  __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+  __uint(max_entries, 1);
+  __type(key, __u32);
+  __type(value, __u32);
+} going SEC(".maps");
+
+// Gives what it was.
+static __always_inline __u32 set_going(__u32 value) {
+  __u32 key = 0;
+  __u32* now = bpf_map_lookup_elem(&going, &key);
+  if (!now) return 0;
+  __u32 before = *now;
+  *now = value;
+  return before;
+}
+
+static __always_inline int on_destroy(struct sock* sk, __u32 room) {
   struct connection* c = bpf_sk_storage_get(&connections, sk, 0, 0);
   if (!c && !sk->__sk_common.skc_dport) return 0;  // neither connected nor accepted
   struct tcp_sock* tp = bpf_skc_to_tcp_sock(sk);
@@ -159,9 +175,8 @@ int BPF_PROG(observe_destroy, struct sock* sk) {
   __u8 direction = connecting ? SOCKALARM_DIRECTION_OUTBOUND : SOCKALARM_DIRECTION_UNKNOWN;
   if (!c && observed_direction(sk, tp, direction) < 0) return 0;
   count(SOCKALARM_OBSERVE_FOUND_LATE);
-  __u32 first = 0;
   if (!c) {
-    c = bpf_map_lookup_elem(&unknown_connection, &first);
+    c = bpf_map_lookup_elem(&unknown_connection, &room);
     if (!c) return 0;
     __builtin_memset(c, 0, sizeof *c);
     c->direction = direction;
@@ -169,6 +184,26 @@ int BPF_PROG(observe_destroy, struct sock* sk) {
   close(sk, tp, c, connecting ? TCP_SYN_SENT : TCP_CLOSE, now);
   return finish(sk, c, now);
 }
+
+// Hook: tracepoint tcp_destroy_sock (4.15): the kernel's socket goes, whatever it was. In a softirq or with
+// softirqs off, but for close(2) that finds packets which came meanwhile (__release_sock()): there a softirq
+// may interrupt observe_destroy, and the kernel leaves it out for all sockets that go in that. They are
+// observe_nested's. The three are called in the order in which they were attached, and softirqs do not
+// interrupt each other: so it finds `going` set if, and only if, observe_destroy was left out.
+SEC("?tp_btf/tcp_destroy_sock")
+int BPF_PROG(observe_going, struct sock* sk) {
+  set_going(1);
+  return 0;
+}
+
+SEC("?tp_btf/tcp_destroy_sock")
+int BPF_PROG(observe_destroy, struct sock* sk) {
+  set_going(0);
+  return on_destroy(sk, 0);
+}
+
+SEC("?tp_btf/tcp_destroy_sock")
+int BPF_PROG(observe_nested, struct sock* sk) { return set_going(0) ? on_destroy(sk, 1) : 0; }
 
 // Hook: cgroup/sock_release on the root cgroup (5.9): the last descriptor of an IPv4 or IPv6 socket went, in
 // the closing task, before any change of state. Returns 1: allow (the value is ignored for a release).

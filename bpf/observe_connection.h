@@ -38,10 +38,11 @@ struct {
   __type(value, struct connection);
 } connections SEC(".maps");
 
-// Room for a connection of which nothing had been noted; the stack is too small.
+// Room for a connection of which nothing had been noted; the stack is too small. One for each program that
+// needs it, since one may interrupt the other.
 struct {
   __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-  __uint(max_entries, 1);
+  __uint(max_entries, 2);
   __type(key, __u32);
   __type(value, struct connection);
 } unknown_connection SEC(".maps");

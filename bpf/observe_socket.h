@@ -13,7 +13,7 @@ struct {
 
 static __always_inline void count(__u32 loss) {
   __u64* counter = bpf_map_lookup_elem(&losses, &loss);
-  if (counter) *counter += 1;
+  if (counter) __sync_fetch_and_add(counter, 1);  // one program may interrupt another
 }
 
 static __always_inline int flag(const struct sock* sk, int bit) {

@@ -64,11 +64,14 @@ struct Hook {
   const char* tracepoint;
   const char* without;  // what is lost; null: nothing can be done
 };
-// In this order: what a connection's first event relies on is there before it.
+// In this order: what a connection's first event relies on is there before it, and the kernel calls those of
+// one tracepoint in it.
 constexpr Hook kHooks[] = {
     {"observe_read", "tcp_rcv_space_adjust",
      "whether a request was answered is judged by times of the kernel's clock tick"},
+    {"observe_going", "tcp_destroy_sock", nullptr},
     {"observe_destroy", "tcp_destroy_sock", nullptr},
+    {"observe_nested", "tcp_destroy_sock", nullptr},
     {"observe_error", "inet_sk_error_report", "an error may go unnoticed if a change of state was missed"},
     {"observe_state", "inet_sock_set_state", nullptr},
 };
