@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // A service that does not look whether its client is still there. slow_service PORT; on stdout "begin ID"
-// when it has read GET /work?id=ID&ms=N..., which takes it so long, and "end ID DEPARTED CLOSES CLOSED" when
-// it has closed, CLOCK_MONOTONIC in ns; DEPARTED: when a write or read told that the client was gone, 0 if
-// none did. With "&gate=FILE" it begins to work when there is such a file, and goes on for as long again
-// after it has heard that the client is gone.
+// when it has read GET /work?id=ID&ms=N..., which takes it so long, and "end ID SOONEST LATEST CLOSES CLOSED"
+// when it has closed, CLOCK_MONOTONIC in ns. The client left after SOONEST and before LATEST, 0: not known.
+// With "&until=left" the work begins when the client has left, however long that takes. With "&gate=FILE" it
+// begins when there is such a file, and goes on for as long again after it has heard that the client is gone.
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -20,6 +21,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr unsigned kUserTimeoutMs = 600;
+constexpr unsigned kClockMs = 10;  // a tick of the kernel's clock, by which that is measured
 
 long long now() { return std::chrono::nanoseconds(Clock::now().time_since_epoch()).count(); }
 
@@ -49,19 +51,29 @@ void serve(int fd) {
   const int ms = std::stoi(parameter(request, "ms"));
   const std::string gate = parameter(request, "gate");
   tell("begin " + id);
+  long long soonest = 0, latest = 0;
+  if (parameter(request, "until") == "left") {
+    pollfd entry{fd, POLLRDHUP, 0};
+    sockalarm::test::require(::poll(&entry, 1, -1) == 1, "poll");
+    latest = now();
+  }
   while (!gate.empty() && ::access(gate.c_str(), F_OK) != 0) work(1);
   work(ms);
   const std::string answer =
       "HTTP/1.0 200 OK\r\n\r\ndone\n";  // without its length: a proxy waits for our close
-  long long departed = 0;
-  bool gone = ::send(fd, answer.data(), answer.size(), MSG_NOSIGNAL) < 0;
-  if (!gate.empty() && !gone) gone = ::read(fd, buffer, sizeof buffer) < 0;
-  if (gone) departed = now();
+  if (!gate.empty()) soonest = now() + (kUserTimeoutMs - kClockMs) * 1'000'000LL;
+  ::send(fd, answer.data(), answer.size(), MSG_NOSIGNAL);
+  if (!gate.empty()) {
+    while (::read(fd, buffer, sizeof buffer) > 0) {
+    }
+    latest = now();
+  }
   if (!gate.empty()) work(ms);
   const long long closes = now();
   ::close(fd);
-  tell("end " + id + " " + std::to_string(departed) + " " + std::to_string(closes) + " " +
-       std::to_string(now()));
+  const long long closed = now();
+  tell("end " + id + " " + std::to_string(soonest) + " " + std::to_string(latest) + " " +
+       std::to_string(closes) + " " + std::to_string(closed));
 }
 
 }  // namespace

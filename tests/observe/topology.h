@@ -110,17 +110,24 @@ class Host {
       counts[{end.at("service"), end.at("direction"), end.at("cause"), end.at("verdict")}] = end.at("count");
     return counts;
   }
-  double orphaned_seconds() const {
+  double orphaned_seconds_of_service() const {
     double sum = 0;
     const auto all = totals();
-    for (const auto& end : all.at("ends")) sum += end.at("orphaned_seconds").get<double>();
+    for (const auto& end : all.at("ends"))
+      if (end.at("service") == "slow.service") sum += end.at("orphaned_seconds").get<double>();
     return sum;
   }
+  // What there is to know when it has counted otherwise than it should.
+  std::string sockets() const {
+    const std::string file = folder_ / (name_ + "-ss.txt");
+    net_.shell("ss -tanoe > " + file);
+    return folder_.read(name_ + "-ss.txt");
+  }
 
-  // Of the service, ns of CLOCK_MONOTONIC: when it heard that its client was gone, 0: never; and before and
+  // Of the service, ns of CLOCK_MONOTONIC: its client left between these, 0: it does not know; and before and
   // after it closed.
   struct End {
-    long long departed = 0, closes = 0, closed = 0;
+    long long soonest = 0, latest = 0, closes = 0, closed = 0;
   };
   std::map<std::string, End> ends_of_service() const {
     std::map<std::string, End> ends;
@@ -128,7 +135,8 @@ class Host {
     for (std::string line, word, id; std::getline(lines, line);) {
       std::istringstream words(line);
       End end;
-      if (words >> word >> id >> end.departed >> end.closes >> end.closed && word == "end") ends[id] = end;
+      if (words >> word >> id >> end.soonest >> end.latest >> end.closes >> end.closed && word == "end")
+        ends[id] = end;
     }
     return ends;
   }
