@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <cstring>
 #include <future>
+#include <optional>
 #include <random>
 #include <set>
 
@@ -355,7 +356,8 @@ TEST(Spool, SyncIsOfAllSegmentsAndTheirNames) {
   const auto spool = scene.open();
   for (std::uint64_t number = 1; number <= 3; ++number) ASSERT_TRUE(spool->append(std::string(5000, 'x')));
   std::set<std::string> synced;
-  sockalarm::test::SyscallSupervisor seen(
+  std::optional<sockalarm::test::SyscallSupervisor> seen(
+      std::in_place,
       [&](const seccomp_notif& call) {
         const auto link = "/proc/" + std::to_string(call.pid) + "/fd/" + std::to_string(call.data.args[0]);
         synced.insert(std::filesystem::read_symlink(link).filename().string());
@@ -363,7 +365,7 @@ TEST(Spool, SyncIsOfAllSegmentsAndTheirNames) {
       },
       SYS_fdatasync);
   std::thread([&] {
-    EXPECT_TRUE(seen.begin());
+    EXPECT_TRUE(seen->begin());
     EXPECT_TRUE(spool->sync());
   }).join();
   EXPECT_EQ(synced, (std::set<std::string>{"00000000000000000001.spool", "00000000000000000002.spool",
@@ -417,3 +419,4 @@ TEST(Spool, WhatWasConfirmedIsThereAfterAKill) {
 
 }  // namespace
 }  // namespace sockalarm::observe
+  seen.reset();  // with its thread, which wrote the names
