@@ -137,6 +137,14 @@ TEST_F(Nats, ASecondLifeOfTheAgentSendsWhatTheFirstLeftAndNothingTwice) {
   EXPECT_GE(sink->figures().duplicates, 50U);
 }
 
+TEST_F(Nats, ADamagedSpoolIsToldOf) {
+  write(*open(options()), 1, 1);
+  EXPECT_FALSE(told_of("not the number of a record"));
+  write_contents(spool_.folder / "acknowledged", "0123456789abcdef");
+  const auto sink = open(options());
+  EXPECT_TRUE(told_of((spool_.folder / "acknowledged").string() + ": not the number of a record"));
+}
+
 TEST_F(Nats, ABrokerThatNeverAnswersKeepsTheWindowAndTheSpoolWithinTheirBounds) {
   server_.start();
   Consumer consumer(server_.url());

@@ -23,6 +23,7 @@ Result<std::unique_ptr<NatsSink>> NatsSink::open(Host host, NatsOptions options,
                       "NATS: a window, a longest wait and a back-off of more than 0, and no most "
                       "back-off below the least"));
   const auto replay = spool_options.max_age;
+  if (!spool_options.on_damage) spool_options.on_damage = on_error;
   auto spool = Spool::open(std::move(spool_options), losses);
   if (!spool) return fail(spool.error());
   std::unique_ptr<NatsSink> sink(new NatsSink(std::move(host), std::move(*spool)));

@@ -51,7 +51,8 @@ std::string nats_subject(const Host& host, Cause cause);
 // so if it is.
 class NatsSink final : public Sink {
  public:
-  using ErrorHook = std::function<void(const Error&)>;  // of the sending thread; once per row of failures
+  // Of the sending thread, once per row of failures; of a damaged spool also of open().
+  using ErrorHook = std::function<void(const Error&)>;
 
   // There need be no server yet. `losses` outlives the sink.
   static Result<std::unique_ptr<NatsSink>> open(Host host, NatsOptions options, Spool::Options spool,

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -13,6 +14,7 @@
 #include <cstdio>
 #include <fstream>
 #include <optional>
+#include <sstream>
 
 #include "observe/spool_format.h"
 
@@ -24,8 +26,9 @@ using std::chrono::nanoseconds;
 
 constexpr std::string_view kSuffix = ".spool";
 constexpr std::uint64_t kParts = 8;  // segments in a full spool, at least
-constexpr std::uint64_t kLongestSegment = 16ULL << 20, kShortestSegment = 8192;
+constexpr std::uint64_t kShortestSegment = 8192;
 constexpr mode_t kMode = 0600;
+constexpr std::string_view kOwnFolder = "; a spool needs a local folder that this process can write to";
 
 nanoseconds now_by(clockid_t clock) {
   timespec now{};
@@ -47,38 +50,37 @@ nanoseconds created_by_boottime(const Header& header) {
   return now_by(CLOCK_BOOTTIME) - std::max(age, nanoseconds(0));
 }
 
-// As many bytes as there are; an errno where the disk, or memory, fails.
-Result<std::size_t> read_at(int fd, char* into, std::size_t size, std::uint64_t offset) {
-  std::size_t done = 0;
-  while (done < size) {
-    const ssize_t count = ::pread(fd, into + done, size - done, static_cast<off_t>(offset + done));
-    if (count == 0) break;
-    if (count > 0)
-      done += static_cast<std::size_t>(count);
-    else if (errno != EINTR)
-      return fail(Error::from_errno(errno, "pread() of the spool"));
+bool says_full(const Error& error) {
+  return error.code().category() == std::system_category() &&
+         (error.code().value() == ENOSPC || error.code().value() == EDQUOT);
+}
+
+Error not_written(int error, const std::filesystem::path& file) {
+  const Error said = Error::from_errno(error, "the spool, " + file.string());
+  return says_full(said) ? Error(said.code(), said.message() +
+                                                  "; until there is room again, or the broker has taken what "
+                                                  "is there, records are lost")
+                         : said;
+}
+
+// Who has the lock, by proc_locks(5): not of another PID namespace, nor where a file system shows another
+// device or inode there.
+std::optional<std::string> holder_of(int lock) {
+  struct stat status{};
+  if (::fstat(lock, &status) != 0) return std::nullopt;
+  char wanted[64];
+  std::snprintf(wanted, sizeof wanted, "%02x:%02x:%llu", major(status.st_dev), minor(status.st_dev),
+                static_cast<unsigned long long>(status.st_ino));
+  std::ifstream locks("/proc/locks");
+  for (std::string line; std::getline(locks, line);) {
+    std::istringstream words(line);
+    std::string number, type, kind, access, pid, file;
+    words >> number >> type >> kind >> access >> pid >> file;
+    if (type == "FLOCK" && file == wanted && pid.find_first_not_of("0123456789") == std::string::npos &&
+        pid != "0")
+      return pid;
   }
-  return done;
-}
-
-template <class T>
-Result<bool> read_whole(int fd, T& value, std::uint64_t offset) {
-  const auto size = read_at(fd, reinterpret_cast<char*>(&value), sizeof value, offset);
-  if (!size) return fail(size.error());
-  return *size == sizeof value;
-}
-
-// The bytes of the record at `offset`, if there is a whole one.
-Result<std::optional<std::string>> read_frame(int fd, std::uint64_t offset, std::uint64_t number) {
-  Frame frame;
-  const auto whole = read_whole(fd, frame, offset);
-  if (!whole) return fail(whole.error());
-  if (!*whole || frame.length > kLongestSegment) return std::nullopt;
-  std::string bytes(frame.length, '\0');
-  const auto size = read_at(fd, bytes.data(), bytes.size(), offset + sizeof frame);
-  if (!size) return fail(size.error());
-  if (*size != bytes.size() || frame.crc != frame_crc(number, bytes)) return std::nullopt;
-  return bytes;
+  return std::nullopt;
 }
 
 }  // namespace
@@ -97,16 +99,29 @@ Result<std::unique_ptr<Spool>> Spool::open(Options options, Losses& losses) {
                                                  " s; at least 65536 bytes and 1 s"));
   std::error_code error;
   std::filesystem::create_directories(options.folder, error);
-  if (error) return fail(Error(error, "the folder of the spool, " + options.folder.string()));
+  if (error)
+    return fail(Error(error, "the folder of the spool, " + options.folder.string() + ": " + error.message() +
+                                 std::string(kOwnFolder)));
   std::unique_ptr<Spool> spool(new Spool(std::move(options), losses));
-  const auto& folder = spool->options_.folder;
-  spool->lock_ = UniqueFd(::open((folder / "lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, kMode));
-  if (!spool->lock_) return fail(Error::from_errno(errno, (folder / "lock").string()));
-  if (::flock(spool->lock_.get(), LOCK_EX | LOCK_NB) != 0)
-    return fail(Error::from_errno(
-        errno, "another process has the spool " + folder.string() + "; each needs its own"));
+  if (auto locked = spool->take_lock(); !locked) return fail(locked.error());
   if (auto recovered = spool->recover(); !recovered) return fail(recovered.error());
   return spool;
+}
+
+Result<void> Spool::take_lock() {
+  const std::string file = (options_.folder / "lock").string();
+  lock_ = UniqueFd(::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, kMode));
+  if (!lock_) {
+    const Error error = Error::from_errno(errno, "the spool, " + file);
+    return fail(Error(error.code(), error.message() + std::string(kOwnFolder)));
+  }
+  if (::flock(lock_.get(), LOCK_EX | LOCK_NB) == 0) return {};
+  const int error = errno;
+  if (error != EWOULDBLOCK) return fail(Error::from_errno(error, "flock() of " + file));
+  const auto holder = holder_of(lock_.get());
+  return fail(Error(std::error_code(error, std::system_category()),
+                    "another process" + (holder ? ", " + *holder + "," : "") + " has the spool " +
+                        options_.folder.string() + "; end that one, or give each a folder of its own"));
 }
 
 Result<void> Spool::recover() {
@@ -118,13 +133,17 @@ Result<void> Spool::recover() {
   const auto whole = read_whole(acknowledged_file_.get(), noted, 0);
   if (!whole) return fail(whole.error().with_context(acknowledged));
   if (*whole && noted.crc == crc32c(bytes_of(noted.number)))
-    acknowledged_ = noted.number;  // otherwise all comes again
+    acknowledged_ = noted.number;
+  else if (*whole)
+    tell_damage(acknowledged, "not the number of a record and its CRC; all that is there is sent again");
   std::vector<std::filesystem::path> files;
   std::error_code error;
   for (std::filesystem::directory_iterator at(options_.folder, error), end; !error && at != end;
        at.increment(error))
     if (at->path().extension() == kSuffix) files.push_back(at->path());
-  if (error) return fail(Error(error, "the folder of the spool, " + options_.folder.string()));
+  if (error)
+    return fail(
+        Error(error, "the folder of the spool, " + options_.folder.string() + ": " + error.message()));
   std::sort(files.begin(), files.end());
   for (const auto& file : files)
     if (auto recovered = recover_segment(file); !recovered) return recovered;
@@ -147,7 +166,12 @@ Result<void> Spool::recover_segment(const std::filesystem::path& file) {
   const auto earliest = segments_.empty() ? std::uint64_t{1} : segments_.back().end();
   if (!*whole || !header.valid() || header.first < earliest) {
     // Made, and not yet written to; or damaged.
-    if (status.st_size > static_cast<off_t>(sizeof header)) ++losses_.spool_corrupt;
+    if (status.st_size > static_cast<off_t>(sizeof header)) {
+      ++losses_.spool_corrupt;
+      tell_damage(file, "no header of a segment that begins at record " + std::to_string(earliest) +
+                            " or later; the file is removed, and what its " + std::to_string(status.st_size) +
+                            " bytes held is lost");
+    }
     std::error_code ignored;
     std::filesystem::remove(file, ignored);
     return {};
@@ -165,7 +189,12 @@ Result<void> Spool::recover_segment(const std::filesystem::path& file) {
   const auto rest = static_cast<std::uint64_t>(status.st_size) - segment.size;
   const auto next = read_whole(fd.get(), frame, segment.size);
   if (!next) return unreadable(next.error());
-  if (*next && sizeof frame + frame.length <= rest) ++losses_.spool_corrupt;
+  if (*next && sizeof frame + frame.length <= rest) {
+    ++losses_.spool_corrupt;
+    tell_damage(file, "no whole record " + std::to_string(segment.end()) + " at byte " +
+                          std::to_string(segment.size) + "; the " + std::to_string(segment.count) +
+                          " before it are kept, the " + std::to_string(rest) + " bytes from it on are lost");
+  }
   segments_.push_back(std::move(segment));
   return {};
 }
@@ -177,7 +206,7 @@ Result<void> Spool::begin_segment() {
                   options_.folder / (name + std::string(kSuffix))};
   // A segment of that number had no whole record.
   writing_ = UniqueFd(::open(segment.file.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, kMode));
-  if (!writing_) return fail(Error::from_errno(errno, segment.file.string()));
+  if (!writing_) return fail(not_written(errno, segment.file));
   Header header;
   header.first = next_;
   header.created = now_by(CLOCK_REALTIME).count();
@@ -189,7 +218,7 @@ Result<void> Spool::begin_segment() {
     const int error = written < 0 ? errno : ENOSPC;
     writing_.reset();
     ::unlink(segment.file.c_str());
-    return fail(Error::from_errno(error, segment.file.string()));
+    return fail(not_written(error, segment.file));
   }
   if (!segments_.empty() && segments_.back().first == segment.first) segments_.pop_back();
   segments_.push_back(std::move(segment));
@@ -208,8 +237,27 @@ Result<std::uint64_t> Spool::append_locked(std::string_view bytes) {
   if (sizeof(Header) + size > segment_bytes_)
     return fail(Error(Errc::message_too_large, "a record of " + std::to_string(bytes.size()) +
                                                    " bytes, for a spool with segments of " +
-                                                   std::to_string(segment_bytes_)));
+                                                   std::to_string(segment_bytes_) +
+                                                   "; a larger spool has longer ones, up to 16 MiB"));
   apply_caps(size);
+  auto number = write_record(bytes);
+  if (!number && says_full(number.error()) && free_acknowledged()) number = write_record(bytes);
+  return number;
+}
+
+// A segment that is written to stays when all of it is acknowledged, for what comes next. On a full disk it
+// would stay for ever: nothing comes, so nothing is acknowledged.
+bool Spool::free_acknowledged() {
+  const bool has_records =
+      std::any_of(segments_.begin(), segments_.end(), [](const Segment& s) { return s.count > 0; });
+  if (acknowledged_ + 1 != next_ || !has_records) return false;
+  writing_.reset();
+  settle();
+  return true;
+}
+
+Result<std::uint64_t> Spool::write_record(std::string_view bytes) {
+  const std::size_t size = sizeof(Frame) + bytes.size();
   const bool full = writing_ && segments_.back().size + size > segment_bytes_;
   const bool old =
       writing_ && now_by(CLOCK_BOOTTIME) - segments_.back().created > nanoseconds(options_.max_age) / kParts;
@@ -228,7 +276,7 @@ Result<std::uint64_t> Spool::append_locked(std::string_view bytes) {
     // What is there of it goes; if that fails too, it is a torn end, and the next record begins another
     // segment.
     if (::ftruncate(writing_.get(), static_cast<off_t>(segment.size)) != 0) writing_.reset();
-    return fail(Error::from_errno(error, "the spool, " + segment.file.string()));
+    return fail(not_written(error, segment.file));
   }
   segment.size += size;
   ++segment.count;
@@ -298,6 +346,10 @@ void Spool::give_up_segment() {
   const auto segment = std::find_if(segments_.begin(), segments_.end(),
                                     [first = reading_first_](const Segment& s) { return s.first == first; });
   ++losses_.spool_corrupt;
+  tell_damage(segment->file, "record " + std::to_string(reading_number_) + " is no more at byte " +
+                                 std::to_string(read_offset_) + ", where it was written; all from " +
+                                 std::to_string(read_next_) + " to " + std::to_string(segment->end() - 1) +
+                                 " are lost");
   for (; read_next_ < segment->end(); ++read_next_) beyond_.insert(read_next_);
   settle();
   reading_.reset();
@@ -335,8 +387,7 @@ void Spool::settle() {
     }
     const bool written_to = segments_.size() == 1 && writing_;
     if (segments_.empty() || segments_.front().end() > acknowledged_ + 1 || written_to) break;
-    ::unlink(segments_.front().file.c_str());
-    segments_.pop_front();
+    remove_oldest();
   }
   if (acknowledged_ == before) return;
   const Acknowledged note{acknowledged_, crc32c(bytes_of(acknowledged_)), 0};
@@ -344,11 +395,18 @@ void Spool::settle() {
   [[maybe_unused]] const ssize_t written = ::pwrite(acknowledged_file_.get(), &note, sizeof note, 0);
 }
 
-void Spool::drop_oldest(Losses::Count& count) {
-  const Segment oldest = std::move(segments_.front());
-  segments_.pop_front();
-  if (segments_.empty()) writing_.reset();
+// The disk has its bytes back when nobody has it open.
+void Spool::remove_oldest() {
+  const Segment& oldest = segments_.front();
+  if (reading_first_ == oldest.first) reading_.reset();
   ::unlink(oldest.file.c_str());
+  segments_.pop_front();
+}
+
+void Spool::drop_oldest(Losses::Count& count) {
+  const Segment oldest = segments_.front();
+  if (segments_.size() == 1) writing_.reset();
+  remove_oldest();
   if (const auto from = std::max(oldest.first, acknowledged_ + 1); from < oldest.end()) {
     const auto done = std::distance(beyond_.lower_bound(from), beyond_.lower_bound(oldest.end()));
     count += oldest.end() - from - static_cast<std::uint64_t>(done);
@@ -373,6 +431,13 @@ void Spool::apply_caps(std::uint64_t incoming) {
 void Spool::drop_too_old() {
   const MutexLock lock(mutex_);
   apply_caps(0);
+}
+
+void Spool::tell_damage(const std::filesystem::path& file, const std::string& what) const {
+  if (options_.on_damage)
+    options_.on_damage(Error(
+        std::make_error_code(std::errc::io_error),
+        "the spool, " + file.string() + ": " + what + "; look at the disk, and for who else writes there"));
 }
 
 Spool::State Spool::state() const {

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <deque>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <set>
@@ -36,6 +37,8 @@ class Spool {
     std::uint64_t max_bytes = 256ULL << 20;  // the oldest segment goes beyond this
     std::chrono::seconds max_age{24 *
                                  3600};  // of a segment: up to an eighth more than that of its last record
+    // Of a damaged file, what became of it; by whoever calls, who must not call the spool from it.
+    std::function<void(const Error&)> on_damage{};
   };
   struct Entry {
     std::uint64_t number;  // ascending
@@ -56,7 +59,7 @@ class Spool {
   ~Spool();
 
   // An error: not taken, counted as spool_write, what was there before is whole. The longest is an eighth of
-  // max_bytes, or 16 MiB.
+  // max_bytes, or 16 MiB. On a full disk what is acknowledged makes room.
   Result<std::uint64_t> append(std::string_view bytes);
   // What append() has taken before, to the disk. append() does not wait for it.
   Result<void> sync();
@@ -80,16 +83,21 @@ class Spool {
   };
 
   explicit Spool(Options options, Losses& losses);
+  Result<void> take_lock();
   Result<void> recover();
   Result<void> recover_segment(const std::filesystem::path& file) REQUIRES(mutex_);
   Result<void> begin_segment() REQUIRES(mutex_);
   Result<std::uint64_t> append_locked(std::string_view bytes) REQUIRES(mutex_);
+  Result<std::uint64_t> write_record(std::string_view bytes) REQUIRES(mutex_);
+  bool free_acknowledged() REQUIRES(mutex_);
   void drop_oldest(Losses::Count& count) REQUIRES(mutex_);
+  void remove_oldest() REQUIRES(mutex_);
   void apply_caps(std::uint64_t incoming) REQUIRES(mutex_);
   void settle() REQUIRES(mutex_);
   bool open_for_reading() REQUIRES(mutex_);
   std::optional<std::string> read_next() REQUIRES(mutex_);
   void give_up_segment() REQUIRES(mutex_);
+  void tell_damage(const std::filesystem::path& file, const std::string& what) const;
 
   const Options options_;
   const std::uint64_t segment_bytes_;

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <sockalarm/result.h>
+
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
+#include <optional>
+#include <string>
 #include <string_view>
 
 // What stands in the files of a spool, in the byte order of the host: they do not travel.
@@ -60,5 +63,20 @@ struct Acknowledged {
   std::uint64_t number = 0;
   std::uint32_t crc = 0, zero = 0;
 };
+
+inline constexpr std::uint64_t kLongestSegment = 16ULL << 20;
+
+// As many bytes as there are; an errno where the disk, or memory, fails.
+Result<std::size_t> read_at(int fd, char* into, std::size_t size, std::uint64_t offset);
+
+template <class T>
+Result<bool> read_whole(int fd, T& value, std::uint64_t offset) {
+  const auto size = read_at(fd, reinterpret_cast<char*>(&value), sizeof value, offset);
+  if (!size) return fail(size.error());
+  return *size == sizeof value;
+}
+
+// The bytes of the record at `offset`, if there is a whole one.
+Result<std::optional<std::string>> read_frame(int fd, std::uint64_t offset, std::uint64_t number);
 
 }  // namespace sockalarm::observe::spool_format

@@ -20,6 +20,7 @@
 #include "faults/failing_call.h"
 #include "harness/alarms.h"
 #include "harness/folder.h"
+#include "harness/small_disk.h"
 #include "observe/spool_format.h"
 
 namespace sockalarm::observe {
@@ -247,7 +248,67 @@ TEST(Spool, IsOfOneProcess) {
   const auto spool = scene.open();
   const auto second = Spool::open(scene.options, scene.losses);
   ASSERT_FALSE(second);
-  EXPECT_NE(second.error().message().find("another process has the spool"), std::string::npos);
+  EXPECT_EQ(second.error().code().value(), EWOULDBLOCK);
+  EXPECT_EQ(second.error().message(), "another process, " + std::to_string(::getpid()) + ", has the spool " +
+                                          scene.options.folder.string() +
+                                          "; end that one, or give each a folder of its own");
+}
+
+TEST(Spool, SaysWhyItsFolderCannotBeUsed) {
+  Scene scene;
+  write_contents(scene.folder / "file", "");
+  for (const auto& [folder, said] :
+       {std::pair{scene.folder / "file", scene.folder / "file: Not a directory"},
+        std::pair{std::string("/sys/kernel"),
+                  std::string("the spool, /sys/kernel/lock: Permission denied")}}) {
+    scene.options.folder = folder;
+    const auto spool = Spool::open(scene.options, scene.losses);
+    ASSERT_FALSE(spool);
+    EXPECT_NE(spool.error().message().find(said + "; a spool needs a local folder that this process can"),
+              std::string::npos)
+        << spool.error().message();
+  }
+}
+
+TEST(Spool, SaysWhichFileIsDamagedAndWhatBecameOfIt) {
+  Scene scene;
+  std::vector<std::string> told;
+  scene.options.on_damage = [&](const Error& error) { told.push_back(error.message()); };
+  const auto was_told = [&](const std::string& part) {
+    ASSERT_EQ(told.size(), 1U) << part;
+    EXPECT_NE(told[0].find(part), std::string::npos) << told[0];
+    told.clear();
+  };
+  std::string whole;
+  std::filesystem::path file;
+  const auto damage = [&](std::size_t at) {
+    std::string damaged = whole;
+    ++damaged[at];
+    write_contents(file, damaged);
+  };
+  {
+    const auto spool = scene.open();
+    for (std::uint64_t number = 1; number <= 3; ++number) ASSERT_TRUE(spool->append(text_of(number)));
+    file = scene.only_segment();
+    whole = contents(file);
+    damage(whole.size() - 1);
+    EXPECT_EQ(spool->read(10).size(), 2U);
+    was_told(file.string() + ": record 3 is no more at byte");
+    write_contents(file, whole);
+  }
+  std::filesystem::remove(scene.options.folder / "acknowledged");
+  damage(whole.size() - 1);
+  EXPECT_EQ(scene.open()->read(10).size(), 2U);
+  was_told(file.string() + ": no whole record 3 at byte");
+  write_contents(scene.options.folder / "acknowledged", "0123456789abcdef");
+  EXPECT_EQ(scene.open()->read(10).size(), 2U);
+  ASSERT_EQ(told.size(), 2U);
+  told.pop_back();
+  was_told("acknowledged: not the number of a record");
+  std::filesystem::remove(scene.options.folder / "acknowledged");
+  damage(0);
+  EXPECT_TRUE(scene.open()->read(10).empty());
+  was_told(file.string() + ": no header of a segment");
 }
 
 TEST(Spool, RefusesCapsThatHoldNothing) {
@@ -283,6 +344,46 @@ TEST(Spool, AFullDiskIsCountedAndHarmsNothingThatWasTaken) {
   ASSERT_EQ(entries.size(), taken);
   for (std::uint64_t number = 1; number <= taken; ++number)
     EXPECT_EQ(entries[number - 1].bytes, text_of(number));
+}
+
+// The segment that is written to stays, though it is done with. Nothing else would ever free it.
+TEST(Spool, AFullDiskGetsTheSpaceOfWhatIsAcknowledged) {
+  const std::string kPage(4000, 'p'), kSegment(8000, 's');  // which fill one, of 4 KiB and of 8 KiB
+  for (const std::string& text : {kPage, kSegment}) {
+    Scene scene;
+    scene.options.max_bytes = 65536;
+    sockalarm::test::on_small_disk(scene.folder.text(), 65536, [&] {
+      std::uint64_t last = 0;
+      {
+        const auto spool = scene.open();
+        ASSERT_TRUE(spool);
+        const auto append = [&] {
+          const auto number = spool->append(text);
+          last = number.value_or(last);
+          return number ? std::string("taken") : number.error().message();
+        };
+        ASSERT_EQ(append(), "taken");
+        spool->acknowledge(last);
+        sockalarm::test::fill_disk(scene.folder / "filler");
+        for (std::uint64_t round = 1; round <= 3; ++round) {
+          ASSERT_EQ(append(), "taken") << "all before is acknowledged";
+          EXPECT_EQ(texts(spool->read(10)), std::vector{text});
+          EXPECT_NE(append().find("No space left on device; until there is room"), std::string::npos);
+          EXPECT_EQ(spool->state().pending, 1U) << "what is not acknowledged stays";
+          EXPECT_EQ(scene.losses.spool_write, round);
+          spool->acknowledge(last);
+        }
+        ASSERT_EQ(append(), "taken");
+      }
+      const auto spool = scene.open();
+      ASSERT_TRUE(spool);
+      EXPECT_EQ(texts(spool->read(10)), std::vector{text});
+      EXPECT_FALSE(spool->append("more")) << "there is no other page";
+      spool->acknowledge(last);
+      EXPECT_EQ(spool->append("next"), last + 1);
+    });
+    EXPECT_EQ(scene.losses.spool_corrupt + scene.losses.spool_size + scene.losses.spool_age, 0U);
+  }
 }
 
 // The disk fails for a moment: what stands there may be whole.
@@ -368,6 +469,7 @@ TEST(Spool, SyncIsOfAllSegmentsAndTheirNames) {
     EXPECT_TRUE(seen->begin());
     EXPECT_TRUE(spool->sync());
   }).join();
+  seen.reset();  // with its thread, which wrote the names
   EXPECT_EQ(synced, (std::set<std::string>{"00000000000000000001.spool", "00000000000000000002.spool",
                                            "00000000000000000003.spool", "spool"}));
 }
@@ -419,4 +521,3 @@ TEST(Spool, WhatWasConfirmedIsThereAfterAKill) {
 
 }  // namespace
 }  // namespace sockalarm::observe
-  seen.reset();  // with its thread, which wrote the names
