@@ -152,6 +152,7 @@ Result<void> Spool::recover() {
   settle();
   synced_ = acknowledged_;
   read_next_ = acknowledged_ + 1;
+  note_state();
   return {};
 }
 
@@ -229,6 +230,7 @@ Result<std::uint64_t> Spool::append(std::string_view bytes) {
   const MutexLock lock(mutex_);
   auto number = append_locked(bytes);
   if (!number) ++losses_.spool_write;
+  note_state();
   return number;
 }
 
@@ -365,6 +367,7 @@ std::vector<Spool::Entry> Spool::read(std::size_t at_most) {
     else if (read_errors_ != errors)
       break;
   }
+  note_state();
   return entries;
 }
 
@@ -373,6 +376,7 @@ void Spool::acknowledge(std::uint64_t number) {
   if (number <= acknowledged_ || number >= next_) return;
   beyond_.insert(number);
   settle();
+  note_state();
 }
 
 // What is done with goes. Numbers between two segments were lost with the damaged end of the first.
@@ -431,6 +435,7 @@ void Spool::apply_caps(std::uint64_t incoming) {
 void Spool::drop_too_old() {
   const MutexLock lock(mutex_);
   apply_caps(0);
+  note_state();
 }
 
 void Spool::tell_damage(const std::filesystem::path& file, const std::string& what) const {
@@ -440,18 +445,28 @@ void Spool::tell_damage(const std::filesystem::path& file, const std::string& wh
         "the spool, " + file.string() + ": " + what + "; look at the disk, and for who else writes there"));
 }
 
-Spool::State Spool::state() const {
-  const MutexLock lock(mutex_);
+void Spool::note_state() {
   State state;
+  std::optional<nanoseconds> oldest_created;
   for (const Segment& segment : segments_) {
     state.bytes += segment.size;
     const auto from = std::max(segment.first, acknowledged_ + 1);
     if (from >= segment.end()) continue;
     state.pending += segment.end() - from;
-    if (state.oldest.count() == 0) state.oldest = now_by(CLOCK_BOOTTIME) - segment.created;
+    if (!oldest_created) oldest_created = segment.created;
   }
   state.pending -= beyond_.size();
   state.read_errors = read_errors_;
+  const MutexLock lock(state_mutex_);
+  state_ = state;
+  oldest_created_ = oldest_created;
+}
+
+Spool::State Spool::state() const {
+  const nanoseconds now = now_by(CLOCK_BOOTTIME);
+  const MutexLock lock(state_mutex_);
+  State state = state_;
+  if (oldest_created_) state.oldest = now - *oldest_created_;
   return state;
 }
 

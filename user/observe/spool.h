@@ -71,6 +71,7 @@ class Spool {
   void acknowledge(std::uint64_t number);
 
   void drop_too_old();  // append() does so as well
+  // As after the last call of the others that has ended: it waits for none of them, nor for the disk.
   State state() const;
 
  private:
@@ -98,11 +99,12 @@ class Spool {
   std::optional<std::string> read_next() REQUIRES(mutex_);
   void give_up_segment() REQUIRES(mutex_);
   void tell_damage(const std::filesystem::path& file, const std::string& what) const;
+  void note_state() REQUIRES(mutex_);
 
   const Options options_;
   const std::uint64_t segment_bytes_;
   Losses& losses_;
-  mutable Mutex mutex_;
+  Mutex mutex_;  // held over system calls, for as long as the disk takes
   UniqueFd lock_;
   UniqueFd acknowledged_file_ GUARDED_BY(mutex_);
   UniqueFd writing_ GUARDED_BY(mutex_), reading_ GUARDED_BY(mutex_);
@@ -116,6 +118,12 @@ class Spool {
   std::uint64_t reading_number_ GUARDED_BY(mutex_) = 0;  // the number of the record at read_offset_
   std::uint64_t read_offset_ GUARDED_BY(mutex_) = 0;
   std::uint64_t read_errors_ GUARDED_BY(mutex_) = 0;
+
+  // What state() says. Whoever has mutex_ writes it, by note_state(), before letting go of that; whoever asks
+  // reads it. Its mutex is taken last and held over no system call.
+  mutable Mutex state_mutex_;
+  State state_ GUARDED_BY(state_mutex_);  // but for the age
+  std::optional<std::chrono::nanoseconds> oldest_created_ GUARDED_BY(state_mutex_);
 };
 
 }  // namespace sockalarm::observe

@@ -450,6 +450,43 @@ TEST(Spool, NobodyWaitsForTheDiskBesideTheOneWhoAsksForThat) {
   syncing.join();
 }
 
+// Whoever writes or reads then has the spool with it.
+TEST(Spool, ItsStateIsThereWhileTheDiskHangs) {
+  for (const long call : {SYS_pwritev, SYS_pread64}) {
+    Scene scene;
+    const auto spool = scene.open();
+    ASSERT_TRUE(spool->append(text_of(1)));
+    std::promise<void> entered, go;
+    auto may_go = go.get_future();
+    std::atomic<unsigned> asked{0};
+    sockalarm::test::SyscallSupervisor hanging_disk(
+        [&](const seccomp_notif&) {
+          if (asked++ == 0) {
+            entered.set_value();
+            may_go.wait_for(sockalarm::test::kPatience);
+          }
+          return 0;
+        },
+        call);
+    std::thread waiting([&] {
+      EXPECT_TRUE(hanging_disk.begin());
+      if (call == SYS_pwritev)
+        EXPECT_TRUE(spool->append(text_of(2)));
+      else
+        EXPECT_EQ(spool->read(1).size(), 1U);
+    });
+    entered.get_future().wait();
+    auto state = std::async(std::launch::async, [&] { return spool->state(); });
+    EXPECT_EQ(state.wait_for(sockalarm::test::kPatience / 2), std::future_status::ready);
+    go.set_value();
+    waiting.join();
+    const auto before = state.get();
+    EXPECT_EQ(before.pending, 1U);
+    EXPECT_GT(before.oldest.count(), 0);
+    EXPECT_EQ(spool->state().pending, call == SYS_pwritev ? 2U : 1U);
+  }
+}
+
 // What began before the last sync() was not only the segment that is written to.
 TEST(Spool, SyncIsOfAllSegmentsAndTheirNames) {
   Scene scene;
