@@ -83,7 +83,10 @@ Result<std::unique_ptr<observe::Sink>> jsonl_sink(const std::string& to, const O
     if (!fd) return fail(Error::from_errno(errno, "standard output, for observe.jsonl"));
     return std::make_unique<observe::DescriptorSink>(std::move(fd));
   }
-  auto sink = observe::RotatingFileSink::open({to, config.jsonl_bytes, config.jsonl_keep});
+  auto sink =
+      observe::RotatingFileSink::open({to, config.jsonl_bytes, config.jsonl_keep, [](const Error& error) {
+                                         spdlog::error("observe.jsonl: {}", error.message());
+                                       }});
   if (!sink) return fail(sink.error());
   return std::move(*sink);
 }

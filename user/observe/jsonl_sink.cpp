@@ -15,15 +15,17 @@
 namespace sockalarm::observe {
 namespace {
 
+constexpr auto kTend = std::chrono::seconds(1);
+
 // All of it, or says how much less.
-Result<void> write_all(int fd, std::string_view text, std::size_t& written) {
+Result<void> write_all(int fd, const std::string& file, std::string_view text, std::size_t& written) {
   written = 0;
   while (written < text.size()) {
     const ssize_t count = ::write(fd, text.data() + written, text.size() - written);
     if (count >= 0)
       written += static_cast<std::size_t>(count);
     else if (errno != EINTR)
-      return fail(Error::from_errno(errno, "write()"));
+      return fail(Error::from_errno(errno, "write() to " + file));
   }
   return {};
 }
@@ -42,6 +44,10 @@ Result<void> DescriptorSink::write(const Record& record) {
 Result<std::unique_ptr<RotatingFileSink>> RotatingFileSink::open(Options options) {
   std::unique_ptr<RotatingFileSink> sink(new RotatingFileSink(std::move(options)));
   if (auto opened = sink->reopen(); !opened) return fail(opened.error());
+  const auto folder = sink->options_.file.parent_path();
+  if (::faccessat(AT_FDCWD, folder.empty() ? "." : folder.c_str(), W_OK | X_OK, AT_EACCESS) != 0)
+    return fail(Error::from_errno(errno, "the folder of " + sink->options_.file.string() +
+                                             ", in which files are renamed, so it has to be writable"));
   return sink;
 }
 
@@ -54,41 +60,76 @@ Result<void> RotatingFileSink::reopen() {
   if (!opened || ::fstat(opened.get(), &status) != 0)
     return fail(Error::from_errno(errno, options_.file.string()));
   if (!S_ISREG(status.st_mode))
-    return fail(Error(Errc::invalid_options, options_.file.string() + " is not a file that could rotate"));
+    return fail(Error(Errc::invalid_options,
+                      options_.file.string() + " is not a file that could rotate; give a regular one"));
   fd_ = std::move(opened);
   size_ = static_cast<std::uint64_t>(status.st_size);
   return {};
 }
 
+// To the file of that name, if it is another one by now.
+Result<void> RotatingFileSink::follow_name() {
+  struct stat named{}, open{};
+  if (!fd_ || ::stat(options_.file.c_str(), &named) != 0 || ::fstat(fd_.get(), &open) != 0 ||
+      named.st_dev != open.st_dev || named.st_ino != open.st_ino)
+    return reopen();
+  size_ = static_cast<std::uint64_t>(open.st_size);
+  return {};
+}
+
+// Those up to the first that is missing move, from behind: what an attempt that failed has moved stays there.
 Result<void> RotatingFileSink::rotate() {
   const auto numbered = [&](unsigned number) {
-    return options_.file.string() + "." + std::to_string(number);
+    return options_.file.string() + (number == 0 ? "" : "." + std::to_string(number));
+  };
+  const auto fails = [&](const std::error_code& error, const std::string& what) {
+    return fail(Error(error, options_.file.string() + " grows beyond its " +
+                                 std::to_string(options_.max_bytes) + " bytes, for " + what +
+                                 " failed: " + error.message() + "; see to its folder"));
   };
   std::error_code error;
-  for (unsigned number = options_.keep; number > 1; --number)
-    std::filesystem::rename(numbered(number - 1), numbered(number), error);  // the first times there is none
-  if (options_.keep > 0)
-    std::filesystem::rename(options_.file, numbered(1), error);
-  else
+  if (options_.keep == 0) {
     std::filesystem::remove(options_.file, error);
-  if (error) return fail(Error(error, "rotating " + options_.file.string()));
+    return error ? fails(error, "removing it") : reopen();
+  }
+  unsigned last = 1;
+  while (last < options_.keep &&
+         std::filesystem::exists(std::filesystem::symlink_status(numbered(last), error)))
+    ++last;
+  for (; last > 0; --last) {
+    std::filesystem::rename(numbered(last - 1), numbered(last), error);
+    if (error) return fails(error, "renaming " + numbered(last - 1) + " to " + numbered(last));
+  }
   return reopen();
+}
+
+// As long as there is a file, what fails here costs no record: it is told of, and tried again later.
+void RotatingFileSink::tend(std::size_t coming) {
+  tended_ = Clock::now();
+  auto done = follow_name();
+  if (done && too_long_with(coming)) done = rotate();
+  if (!done && !failing_ && options_.on_error) options_.on_error(done.error());
+  failing_ = !done;
 }
 
 Result<void> RotatingFileSink::write(const Record& record) {
   const std::string line = record.json + "\n";
   if (!fd_)
     if (auto opened = reopen(); !opened) return opened;
-  if (size_ > 0 && size_ + line.size() > options_.max_bytes)
-    if (auto rotated = rotate(); !rotated) return rotated;
+  if ((too_long_with(line.size()) && !failing_) || Clock::now() - tended_ >= kTend) tend(line.size());
   std::size_t written = 0;
-  auto result = write_all(fd_.get(), line, written);
+  auto result = write_all(fd_.get(), options_.file.string(), line, written);
   if (result) {
     size_ += written;
   } else if (written > 0 && ::ftruncate(fd_.get(), static_cast<off_t>(size_)) != 0) {
     fd_.reset();  // half a line stays; its size is asked for anew
   }
   return result;
+}
+
+Result<void> RotatingFileSink::flush() {
+  if (fd_) tend(0);
+  return {};
 }
 
 Result<void> JournalSink::connect() {

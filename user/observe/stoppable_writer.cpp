@@ -15,6 +15,16 @@
 #include <string>
 
 namespace sockalarm::observe {
+namespace {
+
+// As /proc says it: a path, or pipe:[1234].
+std::string name_of(int fd) {
+  char name[PATH_MAX];
+  const ssize_t size = ::readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), name, sizeof name);
+  return size > 0 ? std::string(name, static_cast<std::size_t>(size)) : "descriptor " + std::to_string(fd);
+}
+
+}  // namespace
 
 StopSignal::StopSignal() : event_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
   if (!event_) failed_ = errno;
@@ -62,8 +72,8 @@ Result<void> StoppableWriter::write(std::string_view text, std::size_t& written)
                                                 : ::write(fd_.get(), from, length);
     if (count >= 0)
       written += static_cast<std::size_t>(count);
-    else if (errno != EINTR && (errno != EAGAIN || kind_ == Kind::file))
-      return fail(Error::from_errno(errno, "write()"));
+    else if (const int error = errno; error != EINTR && (error != EAGAIN || kind_ == Kind::file))
+      return fail(Error::from_errno(error, "write() to " + name_of(fd_.get())));
   }
   return {};
 }

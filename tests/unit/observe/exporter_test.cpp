@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/fsuid.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -18,6 +19,7 @@
 #include "base/blocked_signals.h"
 #include "harness/alarms.h"
 #include "harness/folder.h"
+#include "harness/small_disk.h"
 #include "observe/jsonl_sink.h"
 #include "observe/samples.h"
 
@@ -27,6 +29,7 @@ namespace {
 using namespace test;
 using sockalarm::test::contents;
 using sockalarm::test::Folder;
+using sockalarm::test::write_contents;
 
 struct Written {
   std::vector<std::string> ids;
@@ -326,6 +329,7 @@ TEST(DescriptorSink, SaysThatTheDiskIsFull) {
   DescriptorSink sink(UniqueFd(::open("/dev/full", O_WRONLY | O_CLOEXEC)));
   const auto written = sink.write({"1", Cause::local, "{}"});
   ASSERT_FALSE(written);
+  EXPECT_EQ(written.error().message(), "write() to /dev/full: No space left on device");
   EXPECT_EQ(written.error().code().value(), ENOSPC);
 }
 
@@ -356,6 +360,150 @@ TEST(RotatingFileSink, SaysWhichFileCannotBeOpened) {
   const auto sink = RotatingFileSink::open({"/no/such/folder/ends.jsonl", 1000, 1});
   ASSERT_FALSE(sink);
   EXPECT_EQ(sink.error().message(), "/no/such/folder/ends.jsonl: No such file or directory");
+}
+
+struct Rotating {
+  explicit Rotating(const Folder& its_folder) : folder(its_folder) {}
+  Result<std::unique_ptr<RotatingFileSink>> open(std::uint64_t max_bytes) {
+    return RotatingFileSink::open({folder / "ends.jsonl", max_bytes, 2,
+                                   [this](const Error& error) { told.push_back(error.message()); }});
+  }
+  std::string in_file(const std::string& suffix = "") const {
+    return contents(folder / "ends.jsonl" + suffix);
+  }
+  void set_mode(mode_t mode) const { EXPECT_EQ(::chmod(folder.text().c_str(), mode), 0); }
+
+  const Folder& folder;
+  std::vector<std::string> told;
+};
+
+bool write(RotatingFileSink& sink, const std::string& line) {
+  return sink.write({"", Cause::local, line}).has_value();
+}
+
+// On a thread that is nobody, and has no capability for files (setfsuid(2)); where the test is not root's it
+// is nobody anyway.
+void as_nobody(const std::function<void()>& body) {
+  std::thread([&] {
+    constexpr uid_t kNobody = 65534;
+    if (::geteuid() == 0) ::setfsuid(kNobody);
+    body();
+  }).join();
+}
+
+TEST(RotatingFileSink, RefusesAFolderInWhichItCouldNotRename) {
+  const Folder folder;
+  Rotating scene(folder);
+  write_contents(folder / "ends.jsonl", "");
+  ASSERT_EQ(::chmod((folder / "ends.jsonl").c_str(), 0666), 0);
+  scene.set_mode(0555);
+  as_nobody([&] {
+    const auto sink = scene.open(1000);
+    ASSERT_FALSE(sink);
+    EXPECT_EQ(sink.error().message(),
+              "the folder of " + (folder / "ends.jsonl") +
+                  ", in which files are renamed, so it has to be writable: Permission "
+                  "denied");
+  });
+  scene.set_mode(0700);
+}
+
+TEST(RotatingFileSink, LosesNothingWhereItCannotRenameAndSaysSoOnce) {
+  const Folder folder;
+  Rotating scene(folder);
+  std::unique_ptr<RotatingFileSink> sink;
+  std::string all;
+  const auto write_some = [&](int from, int to) {
+    for (int number = from; number < to; ++number) {
+      const std::string line = "{\"number\":" + std::to_string(number) + "}";
+      all += line + "\n";
+      EXPECT_TRUE(write(*sink, line));
+      EXPECT_TRUE(sink->flush());
+    }
+  };
+  scene.set_mode(0777);
+  as_nobody([&] {
+    auto opened = scene.open(40);
+    ASSERT_TRUE(opened) << opened.error().message();
+    sink = std::move(*opened);
+    write_some(100, 103);
+  });
+  scene.set_mode(0555);
+  as_nobody([&] { write_some(103, 120); });
+  EXPECT_EQ(scene.in_file(".1") + scene.in_file(), all);
+  ASSERT_EQ(scene.told.size(), 1U);
+  const std::string file = folder / "ends.jsonl";
+  EXPECT_EQ(scene.told[0], file + " grows beyond its 40 bytes, for renaming " + file + ".1 to " + file +
+                               ".2 failed: Permission denied; see to its folder");
+  scene.set_mode(0777);
+  as_nobody([&] {
+    EXPECT_TRUE(sink->flush()) << "now it can";
+    write_some(120, 121);
+  });
+  scene.set_mode(0700);
+  EXPECT_EQ(scene.in_file(".2") + scene.in_file(".1") + scene.in_file(), all);
+  EXPECT_EQ(scene.in_file(), "{\"number\":120}\n");
+  EXPECT_EQ(scene.told.size(), 1U);
+}
+
+// As logrotate does it, and by who clears a folder.
+TEST(RotatingFileSink, GoesOnInTheFileOfItsNameWhenSomebodyMovedRemovedOrCutIt) {
+  const Folder folder;
+  Rotating scene(folder);
+  const auto opened = scene.open(1000);
+  ASSERT_TRUE(opened);
+  RotatingFileSink& sink = **opened;
+  ASSERT_TRUE(write(sink, "first"));
+  std::filesystem::rename(folder / "ends.jsonl", folder / "moved");
+  ASSERT_TRUE(sink.flush());
+  ASSERT_TRUE(write(sink, "second"));
+  EXPECT_EQ(contents(folder / "moved"), "first\n");
+  EXPECT_EQ(scene.in_file(), "second\n");
+  std::filesystem::remove(folder / "ends.jsonl");
+  ASSERT_TRUE(sink.flush());
+  ASSERT_TRUE(write(sink, "third"));
+  EXPECT_EQ(scene.in_file(), "third\n");
+  std::filesystem::remove(folder / "ends.jsonl");
+  EXPECT_TRUE(sockalarm::test::eventually([&] { return write(sink, "fourth") && !scene.in_file().empty(); }))
+      << "also without a pause for flush()";
+  std::filesystem::resize_file(folder / "ends.jsonl", 0);
+  ASSERT_TRUE(sink.flush());
+  ASSERT_TRUE(write(sink, std::string(999, 'x')));
+  EXPECT_FALSE(std::filesystem::exists(folder / "ends.jsonl.1")) << "there was room again";
+  EXPECT_TRUE(scene.told.empty());
+}
+
+TEST(RotatingFileSink, AnAttemptThatFailsMovesNoFileOnAndOn) {
+  const Folder folder;
+  Rotating scene(folder);
+  const auto opened = RotatingFileSink::open(
+      {folder / "ends.jsonl", 10, 4, [&](const Error& error) { scene.told.push_back(error.message()); }});
+  ASSERT_TRUE(opened);
+  write_contents(folder / "ends.jsonl.1", "older");
+  std::filesystem::create_directories(folder / "ends.jsonl.2/not/empty");
+  std::filesystem::create_directories(folder / "ends.jsonl.3/not/empty");
+  write_contents(folder / "ends.jsonl.4", "a file, so no folder can take its name");
+  for (int i = 0; i < 5; ++i) {
+    ASSERT_TRUE(write(**opened, "12345678"));
+    ASSERT_TRUE((*opened)->flush());
+  }
+  EXPECT_EQ(scene.in_file(".1"), "older");
+  EXPECT_EQ(scene.in_file(), "12345678\n12345678\n12345678\n12345678\n12345678\n");
+  EXPECT_EQ(scene.told.size(), 1U);
+}
+
+TEST(RotatingFileSink, SaysWhichDiskIsFull) {
+  const Folder folder;
+  Rotating scene(folder);
+  sockalarm::test::on_small_disk(folder.text(), 65536, [&] {
+    const auto sink = scene.open(1 << 20);
+    ASSERT_TRUE(sink);
+    sockalarm::test::fill_disk(folder / "filler");
+    const auto written = (*sink)->write({"", Cause::local, "{}"});
+    ASSERT_FALSE(written);
+    EXPECT_EQ(written.error().message(),
+              "write() to " + (folder / "ends.jsonl") + ": No space left on device");
+  });
 }
 
 }  // namespace
