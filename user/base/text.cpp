@@ -13,7 +13,7 @@ bool continues(char c) { return (static_cast<unsigned char>(c) & 0xc0) == 0x80; 
 // U+009F), and what turns or breaks lines: U+2028 to U+202E and U+2066 to U+2069.
 std::size_t printable(std::string_view bytes) {
   const auto first = static_cast<unsigned char>(bytes.front());
-  if (first < 0x80) return first >= 0x20 && first != 0x7f && first != '\\' ? 1 : 0;
+  if (first < 0x80) return first >= 0x20 && first != 0x7f ? 1 : 0;
   const std::size_t length = first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : 2;
   if (first < 0xc2 || first > 0xf4 || bytes.size() < length) return 0;
   char32_t character = first & (0xffU >> (length + 1));
@@ -31,13 +31,11 @@ std::size_t printable(std::string_view bytes) {
   return length;
 }
 
-}  // namespace
-
-std::string escaped(std::string_view bytes) {
+std::string escaped(std::string_view bytes, bool backslashes) {
   static constexpr char kHex[] = "0123456789abcdef";
   std::string text;
   while (!bytes.empty()) {
-    const std::size_t length = printable(bytes);
+    const std::size_t length = backslashes && bytes.front() == '\\' ? 0 : printable(bytes);
     if (length != 0) {
       text += bytes.substr(0, length);
     } else {
@@ -48,5 +46,10 @@ std::string escaped(std::string_view bytes) {
   }
   return text;
 }
+
+}  // namespace
+
+std::string escaped(std::string_view bytes) { return escaped(bytes, true); }
+std::string on_one_line(std::string_view bytes) { return escaped(bytes, false); }
 
 }  // namespace sockalarm

@@ -28,6 +28,9 @@ std::optional<T> parse_number(std::string_view text) noexcept {
 // For names that anybody may choose: a backslash and every byte that is not part of printable UTF-8 as \xHH,
 // so that the text stays on its line, moves no terminal's cursor, and is valid UTF-8 itself.
 std::string escaped(std::string_view bytes);
+// The same for what is not shown yet, but kept and compared: a backslash stays, so that whoever shows it may
+// escape it. To do it again changes nothing.
+std::string on_one_line(std::string_view bytes);
 
 inline std::string quoted(std::string_view text) { return "'" + std::string(text) + "'"; }
 

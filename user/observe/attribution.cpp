@@ -11,6 +11,7 @@
 #include <filesystem>
 
 #include "base/cgroup2.h"
+#include "base/text.h"
 
 namespace sockalarm::observe {
 namespace {
@@ -107,6 +108,16 @@ std::string unit_label(std::string_view unit) {
   return std::string(unit);
 }
 
+// A path made by hand has no bound: no longer than a unit's name may be.
+std::string cut(std::string name) {
+  constexpr std::size_t kLongest = 255;
+  constexpr std::string_view kMore = "...";
+  if (name.size() <= kLongest) return name;
+  std::size_t end = kLongest - kMore.size();
+  while ((static_cast<unsigned char>(name[end]) & 0xc0) == 0x80) --end;  // amid a character
+  return name.replace(end, std::string::npos, kMore);
+}
+
 // LXC makes the cgroup of a container itself, and its systemd makes slices in it.
 bool is_of_lxc(std::string_view name) { return name.starts_with("lxc.payload."); }
 
@@ -151,25 +162,31 @@ Result<CgroupPaths> CgroupPaths::open() {
                       "no cgroup v2 is mounted; attribution needs one, usually at /sys/fs/cgroup"));
   CgroupPaths paths;
   paths.root_ = *root;
+  paths.walk_ = CgroupWalk(*root);
   paths.root_fd_ = UniqueFd(::open(root->c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!paths.root_fd_) return fail(Error::from_errno(errno, *root));
   return paths;
 }
 
-Result<std::optional<std::string>> CgroupPaths::by_handle(std::uint64_t cgroup, bool& permitted) const {
+Result<UniqueFd> CgroupPaths::by_handle(std::uint64_t cgroup, bool& permitted) const {
   alignas(file_handle) char space[sizeof(file_handle) + sizeof cgroup] = {};
   auto* const handle = reinterpret_cast<file_handle*>(space);
   handle->handle_bytes = sizeof cgroup;
   handle->handle_type = kKernfsHandle;
   std::memcpy(space + offsetof(file_handle, f_handle), &cgroup, sizeof cgroup);
-  const UniqueFd opened(::open_by_handle_at(root_fd_.get(), handle, O_PATH | O_CLOEXEC));
+  UniqueFd opened(::open_by_handle_at(root_fd_.get(), handle, O_PATH | O_CLOEXEC));
   const int failed = opened ? 0 : errno;
   permitted = failed != EPERM && failed != EOPNOTSUPP && failed != EINVAL;
-  if (!permitted || failed == ESTALE) return std::nullopt;
-  if (failed != 0) return fail(Error::from_errno(failed, "open_by_handle_at() of a cgroup"));
+  if (permitted && failed != 0 && failed != ESTALE)
+    return fail(Error::from_errno(failed, "open_by_handle_at() of a cgroup"));
+  return opened;
+}
+
+Result<std::optional<std::string>> CgroupPaths::path_of(const UniqueFd& opened) const {
   std::error_code error;
   std::string path =
       std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(opened.get()), error).string();
+  if (error == std::errc::filename_too_long) return std::nullopt;
   if (error) return fail(Error(error, "the path of a cgroup: " + error.message()));
   if (!path.starts_with(root_)) return std::nullopt;
   path.erase(0, root_.size());
@@ -179,41 +196,25 @@ Result<std::optional<std::string>> CgroupPaths::by_handle(std::uint64_t cgroup, 
   return path.empty() ? "/" : path;
 }
 
-Result<std::optional<std::string>> CgroupPaths::by_walk(std::uint64_t cgroup) const {
-  std::error_code error;
-  // The number of the inode is the id where ino_t has 64 bits (kernfs_ino()). One that has vanished meanwhile
-  // was not it, or is gone all the same.
-  const auto has_id = [&](const std::string& path) {
-    struct stat status{};
-    if (::stat(path.c_str(), &status) == 0) return status.st_ino == cgroup;
-    if (errno != ENOENT && errno != ENODEV && errno != EACCES) error.assign(errno, std::system_category());
-    return false;
-  };
-  if (has_id(root_)) return "/";
-  const auto skip = std::filesystem::directory_options::skip_permission_denied;
-  std::filesystem::recursive_directory_iterator at;
-  if (!error) at = std::filesystem::recursive_directory_iterator(root_, skip, error);
-  for (const std::filesystem::recursive_directory_iterator end; !error && at != end; at.increment(error)) {
-    std::error_code gone;
-    if (at->is_directory(gone) && has_id(at->path().string()))
-      return at->path().string().substr(root_.size());
-    if (error) break;
-  }
-  if (error) return fail(Error(error, "a walk over " + root_ + ": " + error.message()));
-  return std::nullopt;
-}
-
-Result<std::optional<std::string>> CgroupPaths::path(std::uint64_t cgroup) const {
+Result<std::optional<std::string>> CgroupPaths::path(std::uint64_t cgroup) {
   if (!root_fd_) return std::nullopt;
   bool permitted = false;
-  auto found = by_handle(cgroup, permitted);
-  return permitted ? found : by_walk(cgroup);
+  const auto opened = by_handle(cgroup, permitted);
+  if (!permitted) return walk_.path(cgroup);
+  if (!opened) return fail(opened.error());
+  if (!*opened) return std::nullopt;
+  return path_of(*opened);
 }
 
-bool CgroupPaths::exists(std::uint64_t cgroup) const {
-  const auto found = path(cgroup);
-  if (!found) return true;  // that it has gone is not known
-  if (!*found) return false;
+bool CgroupPaths::exists(std::uint64_t cgroup) {
+  if (!root_fd_) return false;
+  bool permitted = false;
+  const auto opened = by_handle(cgroup, permitted);
+  if (!permitted) return walk_.exists(cgroup);
+  if (!opened) return true;  // that it has gone is not known
+  if (!*opened) return false;
+  const auto found = path_of(*opened);
+  if (!found || !*found) return true;
   const auto now = id(**found);
   return now && *now == cgroup;
 }
@@ -229,18 +230,19 @@ Result<std::uint64_t> CgroupPaths::id(const std::string& path) const {
   return status.st_ino;
 }
 
-const Workload& Attribution::of(std::uint64_t cgroup) {
-  if (cgroup == 0) return unknown_;
+const Workload* Attribution::find(std::uint64_t cgroup) {
+  if (cgroup == 0) return &unknown_;
   if (const auto known = entries_.find(cgroup); known != entries_.end()) {
     recent_.splice(recent_.begin(), recent_, known->second);
-    return known->second->second;
+    return &known->second->second;
   }
   const auto path = path_of_(cgroup);
-  if (!path) return unknown_;
+  if (!path) return nullptr;
   Workload workload;
   if (*path) {
     workload = workload_of(**path);
     if (resolver_ && !workload.of_user) resolver_(workload);
+    workload.service = cut(on_one_line(workload.service));
   }
   if (entries_.size() >= capacity_) {
     entries_.erase(recent_.back().first);
@@ -248,7 +250,12 @@ const Workload& Attribution::of(std::uint64_t cgroup) {
   }
   recent_.emplace_front(cgroup, std::move(workload));
   entries_[cgroup] = recent_.begin();
-  return recent_.front().second;
+  return &recent_.front().second;
+}
+
+const Workload& Attribution::of(std::uint64_t cgroup) {
+  const Workload* const found = find(cgroup);
+  return found != nullptr ? *found : unknown_;
 }
 
 }  // namespace sockalarm::observe

@@ -13,11 +13,13 @@
 #include <string_view>
 #include <unordered_map>
 
+#include "observe/cgroup_walk.h"
+
 namespace sockalarm::observe {
 
 // Whose work a socket was. What is not known is empty.
 struct Workload {
-  std::string service;    // a systemd unit, RUNTIME-SHORT_ID of a container, the slice of a user
+  std::string service;    // a systemd unit, RUNTIME-SHORT_ID of a container, the slice of a user; on one line
   std::string container;  // 64 hexadecimal digits
   std::string pod;        // uid of a Kubernetes pod
   bool of_user = false;   // below the slice of a user, who may have chosen the container's name
@@ -41,20 +43,21 @@ class CgroupPaths {
   static Result<CgroupPaths> open();
   CgroupPaths() = default;  // knows none
 
-  // Below the root, with a leading slash; empty: there is no such cgroup any more. By open_by_handle_at(2),
-  // which needs CAP_DAC_READ_SEARCH; without it by walking the tree. An error, as of too many open files: it
-  // could not be found out now.
-  Result<std::optional<std::string>> path(std::uint64_t cgroup) const;
+  // Below the root, with a leading slash; empty: there is no such cgroup any more, or its path is too long to
+  // be told. By open_by_handle_at(2), which needs CAP_DAC_READ_SEARCH; without it by walking the tree. An
+  // error, as of too many open files or a walk that goes on: it could not be found out now.
+  Result<std::optional<std::string>> path(std::uint64_t cgroup);
   // Whether it is there now: it may have gone, and still be known by the sockets that it had.
-  bool exists(std::uint64_t cgroup) const;
+  bool exists(std::uint64_t cgroup);
   // The other way round. Errors: there is no such cgroup.
   Result<std::uint64_t> id(const std::string& path) const;
 
  private:
-  Result<std::optional<std::string>> by_handle(std::uint64_t cgroup, bool& permitted) const;
-  Result<std::optional<std::string>> by_walk(std::uint64_t cgroup) const;
+  Result<UniqueFd> by_handle(std::uint64_t cgroup, bool& permitted) const;  // none: it has gone
+  Result<std::optional<std::string>> path_of(const UniqueFd& opened) const;
 
   std::string root_;
+  CgroupWalk walk_{""};
   UniqueFd root_fd_;
 };
 
@@ -65,13 +68,15 @@ class Attribution {
  public:
   using PathOf = std::function<Result<std::optional<std::string>>(std::uint64_t cgroup)>;
   // May give the service of a workload a better name, as of a container by its runtime; asked once per
-  // cgroup, but not of a user's.
+  // cgroup, but not of a user's. The thread that reads records waits for it: it asks nobody who may be slow.
   using Resolver = std::function<void(Workload&)>;
 
   explicit Attribution(PathOf path_of, Resolver resolver = {}, std::size_t capacity = 4096)
       : path_of_(std::move(path_of)), resolver_(std::move(resolver)), capacity_(capacity) {}
 
-  const Workload& of(std::uint64_t cgroup);  // valid until the next call
+  // Valid until the next call. Null: it could not be found out now.
+  const Workload* find(std::uint64_t cgroup);
+  const Workload& of(std::uint64_t cgroup);  // the same, for now an empty one
 
  private:
   using Entry = std::pair<std::uint64_t, Workload>;

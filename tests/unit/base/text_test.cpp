@@ -34,6 +34,11 @@ TEST(Escaped, WhatIsNotUtf8) {
   EXPECT_EQ(escaped("\xbf\xfe"), "\\xbf\\xfe");
 }
 
+TEST(OnOneLine, LeavesBackslashesAlone) {
+  EXPECT_EQ(on_one_line("a\\x2db\n\xff\u00fc"), "a\\x2db\\x0a\\xff\u00fc");
+  EXPECT_EQ(on_one_line(on_one_line("\x1b\\")), "\\x1b\\");
+}
+
 // Of any three bytes it makes one line of UTF-8, as another reader of UTF-8 sees it.
 TEST(Escaped, AnyBytes) {
   const iconv_t reader = ::iconv_open("UTF-32LE", "UTF-8");

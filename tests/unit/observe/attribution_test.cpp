@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "observe/attribution.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <mntent.h>
 #include <sys/stat.h>
@@ -8,15 +9,18 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <climits>
 #include <cstdio>
 #include <memory>
 #include <vector>
 
 #include "faults/failing_call.h"
+#include "harness/alarms.h"
 
 namespace sockalarm::observe {
 namespace {
 
+using sockalarm::test::eventually;
 using sockalarm::test::FailingCall;
 using sockalarm::test::kEvery;
 
@@ -125,8 +129,25 @@ TEST(Attribution, AsksAgainForWhatCouldNotBeFoundOut) {
     return "/system.slice/a.service";
   });
   EXPECT_EQ(attribution.of(1), Workload{});
+  EXPECT_EQ(attribution.find(1), nullptr);
   fails = false;
   EXPECT_EQ(attribution.of(1).service, "a.service");
+}
+
+TEST(Attribution, ANameIsOnOneLineAndNoLongerThanAUnits) {
+  std::string path;
+  std::uint64_t cgroup = 0;
+  Attribution attribution([&](std::uint64_t) { return path; });
+  const auto named = [&](const std::string& as) {
+    path = as;
+    return attribution.of(++cgroup).service;
+  };
+  EXPECT_EQ(named("/system.slice/dev-disk\\x2dby.service"), "dev-disk\\x2dby.service");
+  EXPECT_EQ(named("/a\nb\x1b[2J\xff\\"), "a\\x0ab\\x1b[2J\\xff\\");
+  EXPECT_EQ(named("/" + std::string(255, 'a')), std::string(255, 'a'));
+  EXPECT_EQ(named("/" + std::string(256, 'a')), std::string(252, 'a') + "...");
+  EXPECT_EQ(named("/" + std::string(251, 'a') + "\u00fc" + std::string(3000, 'b')),
+            std::string(251, 'a') + "...");
 }
 
 TEST(Attribution, AUserCannotHaveTheNameOfAContainer) {
@@ -162,7 +183,7 @@ std::uint64_t inode(const std::string& path) {
 TEST(CgroupPaths, FindTheRootAndNoneThatIsNotThere) {
   const std::string root = mount_point();
   if (root.empty()) GTEST_SKIP() << "no cgroup v2 here";
-  const auto paths = CgroupPaths::open();
+  auto paths = CgroupPaths::open();
   ASSERT_TRUE(paths) << paths.error().message();
   EXPECT_EQ(paths->path(inode(root)).value(), "/");
   EXPECT_EQ(paths->path(0x7fffffffffffff).value(), std::nullopt);
@@ -173,7 +194,7 @@ TEST(CgroupPaths, FindACgroupUntilItIsGone) {
                     folder = mount_point() + name;
   if (folder == name || ::mkdir(folder.c_str(), 0755) != 0) GTEST_SKIP() << "may not make a cgroup here";
   const std::uint64_t id = inode(folder);
-  const auto paths = CgroupPaths::open();
+  auto paths = CgroupPaths::open();
   EXPECT_TRUE(paths);
   if (paths) {
     EXPECT_EQ(paths->path(id).value(), name);
@@ -187,12 +208,54 @@ TEST(CgroupPaths, FindACgroupUntilItIsGone) {
       again.run([&] { EXPECT_TRUE(paths->exists(id)) << "nothing says that it has gone"; });
     }
     FailingCall not_permitted({"open_by_handle_at()", SYS_open_by_handle_at, EPERM}, kEvery);
-    not_permitted.run([&] { EXPECT_EQ(paths->path(id).value(), name); });
+    not_permitted.run([&] {
+      EXPECT_TRUE(eventually([&] { return paths->path(id).has_value(); }));
+      EXPECT_EQ(paths->path(id).value(), name);
+      EXPECT_TRUE(paths->exists(id));
+    });
   }
   EXPECT_EQ(::rmdir(folder.c_str()), 0);
   if (paths) {
     EXPECT_EQ(paths->path(id).value(), std::nullopt);
+    FailingCall not_permitted({"open_by_handle_at()", SYS_open_by_handle_at, EPERM}, kEvery);
+    not_permitted.run([&] { EXPECT_FALSE(paths->exists(id)); });
   }
+}
+
+// Whoever has a subtree may make such a path. It must not hide the others.
+TEST(CgroupPaths, APathThatIsTooLongHidesNoOther) {
+  const std::string root = mount_point(), own = "/sockalarm-test-" + std::to_string(::getpid());
+  if (root.empty() || ::mkdir((root + own).c_str(), 0755) != 0) GTEST_SKIP() << "may not make a cgroup here";
+  const std::string name(200, 'x');
+  std::vector<UniqueFd> deeper;
+  deeper.emplace_back(::open((root + own).c_str(), O_PATH | O_CLOEXEC));
+  for (std::size_t depth = 0; depth <= PATH_MAX / name.size() + 1; ++depth) {
+    EXPECT_EQ(::mkdirat(deeper.back().get(), name.c_str(), 0755), 0) << depth;
+    deeper.emplace_back(::openat(deeper.back().get(), name.c_str(), O_PATH | O_CLOEXEC));
+  }
+  struct stat deepest{};
+  EXPECT_EQ(::fstat(deeper.back().get(), &deepest), 0);
+  const auto look = [&] {
+    auto paths = CgroupPaths::open().value();
+    for (const auto& [id, path] : {std::pair(inode(root + own), std::optional(own)),
+                                   std::pair(std::uint64_t(deepest.st_ino), std::optional<std::string>())}) {
+      std::optional<Result<std::optional<std::string>>> found;
+      EXPECT_TRUE(eventually([&] {
+        found = paths.path(id);
+        return found->has_value();
+      })) << found->error().message();
+      if (*found) {
+        EXPECT_EQ(found->value(), path);
+      }
+    }
+    EXPECT_TRUE(paths.exists(inode(root + own)));
+  };
+  look();
+  FailingCall not_permitted({"open_by_handle_at()", SYS_open_by_handle_at, EPERM}, kEvery);
+  not_permitted.run(look);
+  for (deeper.pop_back(); !deeper.empty(); deeper.pop_back())
+    EXPECT_EQ(::unlinkat(deeper.back().get(), name.c_str(), AT_REMOVEDIR), 0);
+  EXPECT_EQ(::rmdir((root + own).c_str()), 0);
 }
 
 }  // namespace
