@@ -3,12 +3,14 @@
 #include <gmock/gmock.h>
 #include <linux/capability.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include <fstream>
 #include <set>
 
 #include "daemon/config.h"
+#include "faults/failing_call.h"
 #include "observe/observation.h"
 #include "observe/topology.h"
 
@@ -249,40 +251,91 @@ TEST(ObserveConfig, SaysWhatIsWrong) {
             "nothing");
 }
 
-// What a cgroup has counted stays when it goes, and the kernel's table has room again.
-TEST(Observation, ACgroupThatGoesLeavesItsFiguresAndNoEntry) {
-  const Cgroup cgroup("/sockalarmtest" + std::to_string(::getpid()) + ".slice/own.slice");
-  const std::string short_lived = cgroup.make("short.service");
-  auto paths = CgroupPaths::open().value();
-  ObserverOptions options;
-  options.filter.cgroups = {paths.id(cgroup.path()).value()};
-  options.latency = std::chrono::milliseconds(1);
-  auto observer = Observer::open(options);
-  ASSERT_TRUE(observer) << observer.error().message();
-  Observer& asked = **observer;
-  observe::Observation::Options own;
-  own.host = observe::Host::this_one("").value();
-  observe::Losses losses;
-  observe::Observation observation(own, {std::move(*observer), std::move(paths), {}, {}}, losses, {});
-  in_cgroup(short_lived, [] { abandon(2); });
-  const auto ends = [&] {
-    EXPECT_TRUE(observation.read());
+// An observation of connections of a cgroup of its own.
+class ObservationTest : public ::testing::Test {
+ protected:
+  void begin() {
+    auto paths = CgroupPaths::open().value();
+    ObserverOptions options;
+    options.filter.cgroups = {paths.id(cgroup_.path()).value()};
+    options.latency = std::chrono::milliseconds(1);
+    auto observer = Observer::open(options);
+    ASSERT_TRUE(observer) << observer.error().message();
+    observer_ = observer->get();
+    observe::Observation::Options own;
+    own.host = observe::Host::this_one("").value();
+    observation_ = std::make_unique<observe::Observation>(
+        own, observe::Observation::Parts{std::move(*observer), std::move(paths), {}, {}}, losses_,
+        observe::Exporter::ErrorHook());
+  }
+  // Of one service, or of all.
+  std::uint64_t ends(const std::string& service = "") {
+    EXPECT_TRUE(observation_->read());
     std::uint64_t sum = 0;
-    const auto snapshot = observation.snapshot();
+    const auto snapshot = observation_->snapshot();
     for (const auto& [key, total] : snapshot->ends)
-      if (key.service == "short.service") sum += total.ends;
+      if (service.empty() || key.service == service) sum += total.ends;
     return sum;
-  };
-  EXPECT_TRUE(eventually([&] { return ends() == 4; }));
-  EXPECT_TRUE(observation.tidy());
-  EXPECT_TRUE(observation.tidy());
-  EXPECT_FALSE(asked.metrics()->empty());  // it is there still
+  }
+
+  const Cgroup cgroup_{"/sockalarmtest" + std::to_string(::getpid()) + ".slice/own.slice"};
+  observe::Losses losses_;
+  Observer* observer_ = nullptr;
+  std::unique_ptr<observe::Observation> observation_;
+};
+
+// What a cgroup has counted stays when it goes, and the kernel's table has room again.
+TEST_F(ObservationTest, ACgroupThatGoesLeavesItsFiguresAndNoEntry) {
+  begin();
+  const std::string short_lived = cgroup_.make("short.service");
+  in_cgroup(short_lived, [] { abandon(2); });
+  EXPECT_TRUE(eventually([&] { return ends("short.service") == 4; }));
+  EXPECT_TRUE(observation_->tidy());
+  EXPECT_TRUE(observation_->tidy());
+  EXPECT_FALSE(observer_->metrics()->empty());  // it is there still
   ASSERT_TRUE(eventually([&] { return ::rmdir(short_lived.c_str()) == 0; }));
-  EXPECT_TRUE(observation.tidy());
-  EXPECT_TRUE(asked.metrics()->empty());
-  EXPECT_EQ(ends(), 4u);
-  in_cgroup(cgroup.make("short.service"), [] { abandon(1); });
-  EXPECT_TRUE(eventually([&] { return ends() == 6; }));
+  EXPECT_TRUE(observation_->tidy());
+  EXPECT_TRUE(observer_->metrics()->empty());
+  EXPECT_EQ(ends("short.service"), 4u);
+  in_cgroup(cgroup_.make("short.service"), [] { abandon(1); });
+  EXPECT_TRUE(eventually([&] { return ends("short.service") == 6; }));
+}
+
+// Who may not open a cgroup by its handle walks; names may come later then.
+TEST_F(ObservationTest, AlsoWithoutHandles) {
+  sockalarm::test::FailingCall not_permitted({"open_by_handle_at()", SYS_open_by_handle_at, EPERM},
+                                             sockalarm::test::kEvery);
+  not_permitted.run([&] {
+    begin();
+    const std::string short_lived = cgroup_.make("short.service");
+    in_cgroup(short_lived, [] { abandon(2); });
+    EXPECT_TRUE(eventually([&] { return ends() == 4; }));
+    EXPECT_TRUE(eventually([&] { return ends("short.service") + ends("unknown") == 4; }));
+    EXPECT_TRUE(observation_->tidy());
+    EXPECT_TRUE(observation_->tidy());
+    EXPECT_FALSE(observer_->metrics()->empty());
+    ASSERT_TRUE(eventually([&] { return ::rmdir(short_lived.c_str()) == 0; }));
+    EXPECT_TRUE(eventually([&] { return observation_->tidy() && observer_->metrics()->empty(); }));
+    EXPECT_EQ(ends(), 4u);
+    const std::string next = cgroup_.make("next.service");
+    EXPECT_TRUE(eventually([&] {
+      in_cgroup(next, [] { abandon(1); });
+      return ends("next.service") > 0;
+    }));
+  });
+  EXPECT_TRUE(not_permitted.failed());
+}
+
+// Figures are kept for a moment for all who ask. Rates of two who ask at different times are right all the
+// same.
+TEST_F(ObservationTest, ASnapshotHasTheTimeOfItsFigures) {
+  begin();
+  EXPECT_TRUE(eventually([&] {
+    const auto one = observation_->snapshot(), other = observation_->snapshot();
+    return one->uptime == other->uptime && one->now == other->now;
+  }));
+  const auto before = observation_->snapshot();
+  EXPECT_TRUE(eventually([&] { return observation_->snapshot()->uptime > before->uptime; }));
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "observe/attribution.h"
 #include "observe/samples.h"
 #include "observe/snapshot.h"
 
@@ -89,18 +90,111 @@ TEST(Totals, ANameThatNobodyHasAnyMoreMakesRoomForAnother) {
   EXPECT_EQ(ends_of(totals, "other"), 1u);
 }
 
-TEST(Totals, NamesThatTakeTheirPlaceAreNoOtherServices) {
-  Totals totals([](std::uint64_t cgroup) { return cgroup == 1 ? "a\nb\x1b[2J" : ""; });
-  totals.update({counted(1, 1)});
-  EXPECT_EQ(totals.all().begin()->first.service.find('\n'), std::string::npos);
+// The one that was without a cgroup for longest, whatever it is called.
+TEST(Totals, TheNameThatWasUnusedForLongestMakesRoom) {
+  Totals totals(numbered, 3);
+  const auto here = [](std::vector<std::uint64_t> cgroups) {
+    std::vector<ServiceMetrics> kernel;
+    for (const std::uint64_t cgroup : cgroups) kernel.push_back(counted(cgroup, 1));
+    return kernel;
+  };
+  totals.update(here({1, 2, 3}));
+  for (const std::uint64_t cgroup : {2, 1, 3}) totals.forgotten(counted(cgroup, 1).key);
+  totals.update(here({2}));  // used again
+  totals.forgotten(counted(2, 1).key);
+  for (const auto& [next, goes] : {std::pair(4, "s1.service"), std::pair(5, "s3.service")}) {
+    EXPECT_NE(ends_of(totals, goes), 0u);
+    totals.update(here({4, static_cast<std::uint64_t>(next)}));
+    EXPECT_EQ(ends_of(totals, goes), 0u);
+  }
+  EXPECT_EQ(ends_of(totals, "s2.service"), 2u);
+}
+
+std::uint64_t sum(const Totals::All& totals) {
+  std::uint64_t sum = 0;
+  for (const auto& [key, total] : totals) sum += total.ends;
+  return sum;
+}
+
+TEST(Totals, WhatANameHadThatMadeRoomIsKeptWithoutIt) {
+  Totals totals(numbered, 1);
+  for (std::uint64_t cgroup = 1; cgroup <= 5; ++cgroup) {
+    totals.update({counted(cgroup, 1), counted(cgroup, 2, Verdict::idle_close, Cause::peer_fin)});
+    EXPECT_EQ(sum(totals.all()), 3u);
+    EXPECT_EQ(sum(totals.evicted()), 3 * (cgroup - 1));
+    totals.forgotten(counted(cgroup, 1).key);
+    totals.forgotten(counted(cgroup, 2, Verdict::idle_close, Cause::peer_fin).key);
+  }
+  ASSERT_EQ(totals.evicted().size(), 2u);
+  EXPECT_EQ(totals.evicted().begin()->first.service, "");
+  EXPECT_EQ(totals.evicted().at({"", Direction::inbound, Cause::peer_reset, Verdict::abandoned}).orphaned,
+            4 * 1500ms);
+}
+
+// What could not be found out is asked again; what was shown already stays where it was shown.
+TEST(Totals, AServiceThatIsNotKnownYetIsUnknownUntilThen) {
+  std::optional<std::string> service;
+  Totals totals([&](std::uint64_t) { return service; });
+  totals.update({counted(1, 2), counted(1, 1, Verdict::idle_close)});
+  totals.update({counted(1, 3), counted(1, 1, Verdict::idle_close)});
+  EXPECT_EQ(ends_of(totals, "unknown"), 4u);
+  service = "shop.service";
+  totals.update({counted(1, 5), counted(1, 1, Verdict::idle_close), counted(1, 7, Verdict::local)});
+  EXPECT_EQ(ends_of(totals, "unknown"), 4u);
+  EXPECT_EQ(ends_of(totals, "shop.service"), 2u + 7u);
+  const Total& abandoned =
+      totals.all().at({"shop.service", Direction::inbound, Cause::peer_reset, Verdict::abandoned});
+  EXPECT_EQ(abandoned.orphaned, 2 * 1500ms);
+  EXPECT_EQ(abandoned.ages[22], 2u);
+  service = std::nullopt;  // is not asked again
+  totals.update({counted(1, 6), counted(1, 1, Verdict::idle_close), counted(1, 7, Verdict::local)});
+  EXPECT_EQ(ends_of(totals, "unknown"), 4u);
+  for (const auto& of : {counted(1, 6), counted(1, 1, Verdict::idle_close), counted(1, 7, Verdict::local)})
+    totals.forgotten(of.key);
+  totals.update({});
+  EXPECT_EQ(ends_of(totals, "unknown"), 4u);
+  EXPECT_EQ(ends_of(totals, "shop.service"), 3u + 7u);
+  // One that goes before it is known.
+  totals.update({counted(2, 1)});
+  totals.forgotten(counted(2, 1).key);
+  totals.update({});
+  EXPECT_EQ(ends_of(totals, "unknown"), 5u);
+}
+
+// As the thread that reads names it.
+std::string as_attributed(const std::string& path) {
+  return Attribution([&](std::uint64_t) { return path; }).of(1).service;
+}
+
+// So that the figures and the records of a service can be put together.
+TEST(Totals, ANameIsTheSameInFiguresAndRecords) {
+  for (const std::string& path :
+       {std::string("/system.slice/dev-disk\\x2dby.service"), std::string("/a\"b\\c\n\xff\x1b[2J"),
+        std::string(5000, '/') + std::string(5000, 'x') + "\\"}) {
+    Totals totals([&](std::uint64_t) { return as_attributed(path); });
+    totals.update({counted(1, 1)});
+    ConnectionEnd end = test::sample_end(1);
+    end.service = as_attributed(path);
+    const auto record = nlohmann::json::parse(to_json(test::sample_host(), end));
+    Snapshot snapshot;
+    snapshot.ends = totals.all();
+    const std::string name = nlohmann::json::parse(to_json(snapshot)).at("ends").at(0).at("service");
+    EXPECT_EQ(record.at("service.name"), name);
+    std::string label;  // Prometheus's text format: \\, \" and \n
+    for (const char c : name) label += (c == '\\' || c == '"' ? "\\" : "") + std::string(1, c);
+    EXPECT_NE(to_prometheus(snapshot).find("service=\"" + label + "\""), std::string::npos) << label;
+  }
 }
 
 Snapshot sample() {
-  Totals totals([](std::uint64_t cgroup) { return cgroup == 1 ? "shop.service" : "a\"b\\c\n\xff.service"; });
+  Totals totals([](std::uint64_t cgroup) {
+    return cgroup == 1 ? "shop.service" : as_attributed("/a\"b\\c\n\xff.service");
+  });
   totals.update({counted(1, 2), counted(1, 3, Verdict::idle_close, Cause::peer_fin), counted(2, 1)});
   Snapshot snapshot;
   snapshot.host = test::sample_host();
   snapshot.ends = totals.all();
+  snapshot.evicted[{"", Direction::inbound, Cause::timeout, Verdict::local}].ends = 8;
   snapshot.uptime = 2500ms;
   snapshot.latency.times[5] = 4;  // 16 to 32 us
   snapshot.latency.sum = 100us;
@@ -132,6 +226,25 @@ TEST(Prometheus, ShowsWhatWasCounted) {
         << text;
 }
 
+// What has no label of the service is not less when its name makes room for another.
+TEST(Prometheus, HistogramsNeverGoBack) {
+  Totals totals(numbered, 1);
+  Snapshot snapshot;
+  for (std::uint64_t cgroup = 1; cgroup <= 3; ++cgroup) {
+    totals.update({counted(cgroup, 1), counted(cgroup, 5, Verdict::idle_close)});
+    snapshot.ends = totals.all();
+    snapshot.evicted = totals.evicted();
+    const std::string text = to_prometheus(snapshot), count = std::to_string(cgroup);
+    for (const std::string& line :
+         {"sockalarm_orphaned_seconds_count " + count, "sockalarm_age_at_abort_seconds_count " + count,
+          "sockalarm_age_at_abort_seconds_sum " + std::to_string(3 * cgroup),
+          "sockalarm_age_at_abort_seconds_bucket{le=\"4.194304\"} " + count})
+      EXPECT_NE(text.find("\n" + line + "\n"), std::string::npos) << line << "\nis not in\n" << text;
+    totals.forgotten(counted(cgroup, 1).key);
+    totals.forgotten(counted(cgroup, 5, Verdict::idle_close).key);
+  }
+}
+
 TEST(Prometheus, PromtoolFindsNoFault) {
   const std::string text = to_prometheus(sample());
   FILE* promtool = ::popen("promtool check metrics", "we");
@@ -152,6 +265,10 @@ TEST(TotalsJson, SaysTheSame) {
     EXPECT_EQ(end.at("cause"), "peer_reset");
     EXPECT_EQ(end.at("orphaned_seconds"), 3);
   }
+  ASSERT_EQ(json.at("evicted").size(), 1u);
+  EXPECT_EQ(json.at("evicted").at(0).at("count"), 8);
+  EXPECT_EQ(json.at("evicted").at(0).at("cause"), "timeout");
+  EXPECT_FALSE(json.at("evicted").at(0).contains("service"));
   EXPECT_EQ(json.at("lost").at("queue"), 4);
   EXPECT_EQ(json.at("lost").at("spool_corrupt"), 1);
   EXPECT_EQ(json.at("spool").at("connected"), true);

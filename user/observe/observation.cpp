@@ -3,8 +3,8 @@
 
 #include <algorithm>
 #include <bit>
-#include <set>
 #include <string>
+#include <unordered_map>
 #include <utility>
 
 namespace sockalarm::observe {
@@ -29,14 +29,17 @@ Observation::Observation(Options options, Parts parts, Losses& losses, Exporter:
       observer_(std::move(parts.observer)),
       shipping_(std::move(parts.shipping)),
       losses_(losses),
+      totals_([this](std::uint64_t cgroup) -> std::optional<std::string> {
+                const MutexLock lock(mutex_);
+                const Workload* const workload = attribution_.find(cgroup);
+                return workload != nullptr ? std::optional(workload->service) : std::nullopt;
+              },
+              options_.services),
       paths_(std::move(parts.paths)),
       attribution_([this](std::uint64_t cgroup)
                        NO_THREAD_SAFETY_ANALYSIS {  // with the lock, like attribution_
                          return paths_.path(cgroup);
                        }),
-      totals_([this](std::uint64_t cgroup)
-                  NO_THREAD_SAFETY_ANALYSIS { return attribution_.of(cgroup).service; },
-              options_.services),
       exporter_(options_.host, options_.exporter, with_feed(std::move(parts.sinks), feed_), losses,
                 std::move(on_error)) {}
 
@@ -60,24 +63,48 @@ Result<void> Observation::read() {
 Result<void> Observation::refresh() {
   const auto now = Clock::now();
   if (refreshed_ != Clock::time_point() && now - refreshed_ < kFreshness) return {};
+  const auto now_at = std::chrono::system_clock::now();
   auto kernel = observer_->metrics();
   if (!kernel) return fail(kernel.error());
   totals_.update(*kernel);
   refreshed_ = now;
+  refreshed_at_ = now_at;
   return {};
 }
 
 // A cgroup that is gone may still have sockets: its figures are only taken out when nothing has changed for
 // as long as between two calls.
 Result<void> Observation::tidy() {
-  const MutexLock lock(mutex_);
+  std::vector<ServiceKey> unchanged;
+  {
+    const MutexLock lock(figures_);
+    refreshed_ = {};
+    if (auto done = refresh(); !done) return done;
+    unchanged = totals_.unchanged();
+  }
+  constexpr std::size_t kAtOnce = 256;  // some 2 us each
+  std::unordered_map<std::uint64_t, bool> here;
+  std::vector<ServiceKey> gone;
+  for (const ServiceKey& key : unchanged) {
+    const auto [of, first] = here.try_emplace(key.cgroup);
+    if (first) {
+      {
+        const MutexLock lock(mutex_);
+        of->second = paths_.exists(key.cgroup);
+      }
+      if (here.size() % kAtOnce == 0)
+        if (auto done = read(); !done) return done;
+    }
+    if (!of->second) gone.push_back(key);
+  }
+  return gone.empty() ? Result<void>() : forget(gone);
+}
+
+Result<void> Observation::forget(const std::vector<ServiceKey>& gone) {
+  const MutexLock lock(figures_);
   refreshed_ = {};
-  if (auto done = refresh(); !done) return done;
-  std::set<std::uint64_t> gone, here;
-  for (const ServiceKey& key : totals_.unchanged()) {
-    if (!here.contains(key.cgroup) && !gone.contains(key.cgroup))
-      (paths_.exists(key.cgroup) ? here : gone).insert(key.cgroup);
-    if (!gone.contains(key.cgroup)) continue;
+  if (auto done = refresh(); !done) return done;  // what they have counted meanwhile
+  for (const ServiceKey& key : gone) {
     if (auto done = observer_->forget(key); !done) return done;
     totals_.forgotten(key);
   }
@@ -104,16 +131,20 @@ Result<Snapshot> Observation::snapshot() {
   if (!kernel) return fail(kernel.error());
   Snapshot snapshot;
   {
-    const MutexLock lock(mutex_);
+    const MutexLock lock(figures_);
     if (auto done = refresh(); !done) return fail(done.error());
     snapshot.ends = totals_.all();
+    snapshot.evicted = totals_.evicted();
+    snapshot.now = refreshed_at_;
+    snapshot.uptime = refreshed_ - started_;
+  }
+  {
+    const MutexLock lock(mutex_);
     snapshot.latency = latency_;
     snapshot.read = read_;
   }
   snapshot.host = options_.host;
-  snapshot.now = std::chrono::system_clock::now();
   snapshot.started_at = started_at_;
-  snapshot.uptime = Clock::now() - started_;
   snapshot.lost = lost(*kernel);
   snapshot.corrupt_segments = losses_.spool_corrupt;
   snapshot.limits = observer_->limits();

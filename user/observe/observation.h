@@ -45,7 +45,7 @@ class Observation {
   Observation& operator=(const Observation&) = delete;
 
   // Of the thread that reads: fd() is readable when there is something. tidy() now and then: it makes room
-  // for new cgroups in the kernel's tables, and in the names.
+  // for new cgroups in the kernel's tables, and in the names; it reads meanwhile.
   int fd() const noexcept { return observer_->fd(); }
   Result<void> read();
   Result<void> tidy();
@@ -59,7 +59,8 @@ class Observation {
 
  private:
   using Clock = std::chrono::steady_clock;
-  Result<void> refresh() REQUIRES(mutex_);
+  Result<void> refresh() REQUIRES(figures_);
+  Result<void> forget(const std::vector<ServiceKey>& gone);
   std::vector<std::pair<std::string, std::uint64_t>> lost(const KernelLosses& kernel) const;
 
   const Options options_;
@@ -69,11 +70,16 @@ class Observation {
   const std::chrono::system_clock::time_point started_at_ = std::chrono::system_clock::now();
   const Clock::time_point started_ = Clock::now();
 
+  // Of the figures, which may take long to be read from the kernel; before the other one, which the thread
+  // that reads needs for each look.
+  Mutex figures_;
+  Totals totals_ GUARDED_BY(figures_);
+  Clock::time_point refreshed_ GUARDED_BY(figures_);
+  std::chrono::system_clock::time_point refreshed_at_ GUARDED_BY(figures_);
+
   Mutex mutex_;
   CgroupPaths paths_ GUARDED_BY(mutex_);
   Attribution attribution_ GUARDED_BY(mutex_);
-  Totals totals_ GUARDED_BY(mutex_);
-  Clock::time_point refreshed_ GUARDED_BY(mutex_);
   Snapshot::Latency latency_ GUARDED_BY(mutex_);
   std::uint64_t read_ GUARDED_BY(mutex_) = 0;
 

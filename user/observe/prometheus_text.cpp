@@ -56,7 +56,7 @@ ClientMetric histogram(const Histogram& counted, std::chrono::nanoseconds sum, s
   return metric;
 }
 
-void add_ends(Families& families, const Totals::All& ends) {
+void add_ends(Families& families, const Totals::All& ends, const Totals::All& evicted) {
   std::map<std::tuple<std::string_view, std::string_view, std::string_view>, std::uint64_t> counts;
   std::map<std::string_view, std::chrono::nanoseconds> orphaned;
   Total abandoned;
@@ -65,6 +65,8 @@ void add_ends(Families& families, const Totals::All& ends) {
     orphaned[key.service] += total.orphaned;
     if (key.verdict == Verdict::abandoned) abandoned += total;
   }
+  for (const auto& [key, total] : evicted)  // what has no label of them goes on
+    if (key.verdict == Verdict::abandoned) abandoned += total;
   auto& ended =
       families.add("sockalarm_connections_ended_total", "TCP connections that ended", MetricType::Counter);
   for (const auto& [labels, count] : counts) {
@@ -112,7 +114,7 @@ std::string to_prometheus(const Snapshot& snapshot) {
   Families families;
   families.add("sockalarm_build_info", "1, with what was built", MetricType::Gauge, 1,
                {{"version", SOCKALARM_VERSION}});
-  add_ends(families, snapshot.ends);
+  add_ends(families, snapshot.ends, snapshot.evicted);
   constexpr std::size_t kMicrosecond = 0, kSeconds = 24;  // 2^24 us: 17 s
   families
       .add("sockalarm_detection_latency_seconds", "From the record in the kernel to the one who reads it",

@@ -28,9 +28,10 @@ struct Snapshot {
   };
 
   Host host;
-  std::chrono::system_clock::time_point now, started_at;
-  std::chrono::nanoseconds uptime{};
+  std::chrono::system_clock::time_point now, started_at;  // now: when the ends were counted
+  std::chrono::nanoseconds uptime{};                      // then
   Totals::All ends;
+  Totals::All evicted;  // of services that have no name any more
   Latency latency;
   std::uint64_t read = 0;                                   // records
   std::vector<std::pair<std::string, std::uint64_t>> lost;  // by stage; only ever grow

@@ -10,16 +10,22 @@ std::string to_json(const Snapshot& snapshot) {
   const auto seconds = [](std::chrono::nanoseconds time) {
     return std::chrono::duration<double>(time).count();
   };
-  Json ends = Json::array(), lost = Json::object();
-  for (const auto& [key, total] : snapshot.ends)
-    ends.push_back({{"service", key.service},
-                    {"direction", text(key.direction)},
-                    {"cause", text(key.cause)},
-                    {"verdict", text(key.verdict)},
-                    {"count", total.ends},
-                    {"bytes_received", total.bytes_received},
-                    {"bytes_sent", total.bytes_sent},
-                    {"orphaned_seconds", seconds(total.orphaned)}});
+  const auto entry = [&](const TotalKey& key, const Total& total) {
+    return Json{{"direction", text(key.direction)},
+                {"cause", text(key.cause)},
+                {"verdict", text(key.verdict)},
+                {"count", total.ends},
+                {"bytes_received", total.bytes_received},
+                {"bytes_sent", total.bytes_sent},
+                {"orphaned_seconds", seconds(total.orphaned)}};
+  };
+  Json ends = Json::array(), evicted = Json::array(), lost = Json::object();
+  for (const auto& [key, total] : snapshot.ends) {
+    Json one{{"service", key.service}};
+    one.update(entry(key, total));
+    ends.push_back(std::move(one));
+  }
+  for (const auto& [key, total] : snapshot.evicted) evicted.push_back(entry(key, total));
   for (const auto& [stage, count] : snapshot.lost) lost[stage] = count;
   lost["spool_corrupt"] = snapshot.corrupt_segments;
   Json json{{"schema", "sockalarm.totals.v1"},
@@ -30,6 +36,7 @@ std::string to_json(const Snapshot& snapshot) {
             {"started_at", timestamp(snapshot.started_at)},
             {"uptime_seconds", seconds(snapshot.uptime)},
             {"ends", std::move(ends)},
+            {"evicted", std::move(evicted)},
             {"lost", std::move(lost)},
             {"limits", snapshot.limits}};
   if (const auto& shipping = snapshot.shipping)
