@@ -67,6 +67,16 @@ class Page(unittest.TestCase):
         self.assertEqual([row[0] for row in self.rows("services")], ["idle", "nginx.service", "b"])
         self.assertEqual(self.browser.evaluate("document.querySelectorAll('th[aria-sort]').length"), 1)
 
+    def test_a_service_that_goes_takes_nothing_from_the_rates_of_all(self):
+        self.open(totals(10, [end("a", count=100, orphaned=50), end("b", "timeout", count=5, orphaned=1)]))
+        self.wait_for_text("aborts-rate", "10.5")
+        self.observer.serve(totals(12, [end("b", "timeout", count=9, orphaned=3)], evicted=[end("", count=100, orphaned=50)]))
+        self.wait_for_text("aborts-rate", "2.00")
+        self.assertEqual([self.text(name) for name in ("orphaned-rate", "orphaned-total", "ends-rate")], ["1.00s", "53.0s", "2.00"])
+        self.assertEqual(self.rows("causes"), [["peer_reset", "0", "100", ""], ["timeout", "2.00", "9", ""]])
+        self.observer.serve(totals(14, [end("b", "timeout", count=9, orphaned=3), end("a", count=6)], evicted=[end("", count=100, orphaned=50)]))
+        self.wait_for_text("aborts-rate", "3.00")
+
     def test_looks_more_than_once_a_second_and_not_at_all_while_nobody_sees_it(self):
         def see(state):
             self.browser.evaluate(f"Object.defineProperty(document, 'visibilityState', {{get: () => '{state}', configurable: true}});"

@@ -65,6 +65,14 @@ class Top(Views):
         self.assertEqual((top["all"]["ends_per_second"], top["all"]["ends"]), (13, 40))
         self.assertEqual(top["newly_lost"], {"ring": 3})
 
+    def test_figures_of_the_same_moment_are_no_rates(self):
+        # They are kept for a moment, for all who ask.
+        first, second = totals(10, [end("a", count=4)]), totals(12, [end("a", count=10)])
+        self.observer.serve(first, second, second, second)
+        top = self.start_cli("top", "--json", "--interval", "100ms")
+        shown = [json.loads(top.stdout.readline()) for _ in range(4)]
+        self.assertEqual([(table["interval_seconds"], table["all"]["aborts_per_second"]) for table in shown], [(10, 0.4)] + [(2, 3)] * 3)
+
     def test_by_url_too(self):
         with FakeObserver() as observer:
             observer.serve(totals(10, [end("a", count=4, orphaned=1)]))

@@ -96,6 +96,8 @@ class Top {
   Result<void> take_answer() {
     auto now = parse_totals(http_.take_data());
     if (!now) return fail(now.error());
+    // Figures that the observer keeps for a moment, for many who ask: nothing to compare.
+    if (before_ && before_->life == now->life && before_->seconds == now->seconds) return {};
     Snapshot kept = *now;
     table_ = compare(before_ ? &*before_ : nullptr, std::move(*now), sort_, options_.idle_too);
     before_ = std::move(kept);

@@ -30,9 +30,7 @@ T value_in(const Json& object, const char* key, T otherwise) {
     return found->is_number() ? found->template get<T>() : otherwise;
 }
 
-void add_ends(Snapshot& snapshot, const Json& entry) {
-  if (!entry.is_object()) return;
-  ServiceCounters& counters = snapshot.services[value_in<std::string>(entry, "service", "unknown")];
+void add_ends(ServiceCounters& counters, const Json& entry) {
   const auto count = value_in<std::uint64_t>(entry, "count", 0);
   counters.ends += count;
   if (value_in<std::string>(entry, "verdict", "") != "abandoned") return;
@@ -77,6 +75,22 @@ void add(ServiceCounters& all, const ServiceCounters& one) {
   all.aborts += one.aborts;
   all.orphaned_seconds += one.orphaned_seconds;
   for (const auto& [cause, count] : one.causes) all.causes[cause] += count;
+}
+
+void add(TopRow& all, const TopRow& one) {
+  add(all.total, one.total);
+  all.ends += one.ends;
+  all.aborts += one.aborts;
+  all.orphaned += one.orphaned;
+  for (const auto& [cause, rate] : one.causes) all.causes[cause] += rate;
+}
+
+// What a service had before. One that had more has begun anew: its name made room for another and came back.
+const ServiceCounters& before_of(const Snapshot& since, const std::string& service,
+                                 const ServiceCounters& now) {
+  static const ServiceCounters nothing;
+  const auto found = since.services.find(service);
+  return found == since.services.end() || found->second.ends > now.ends ? nothing : found->second;
 }
 
 // By what happens now, then by what happened since the start, then by name.
@@ -191,7 +205,12 @@ Result<Snapshot> parse_totals(std::string_view body) {
   snapshot.life = value_in<std::string>(totals, "started_at", "");
   snapshot.seconds = value_in<double>(totals, "uptime_seconds", 0);
   if (const Json& ends = part(totals, "ends"); ends.is_array())
-    for (const Json& entry : ends) add_ends(snapshot, entry);
+    for (const Json& entry : ends)
+      if (entry.is_object())
+        add_ends(snapshot.services[value_in<std::string>(entry, "service", "unknown")], entry);
+  if (const Json& evicted = part(totals, "evicted"); evicted.is_array())
+    for (const Json& entry : evicted)
+      if (entry.is_object()) add_ends(snapshot.evicted, entry);
   if (const Json& lost = part(totals, "lost"); lost.is_object())
     for (const auto& [stage, count] : lost.items())
       if (count.is_number_unsigned()) snapshot.lost[stage] = count.get<std::uint64_t>();
@@ -220,16 +239,12 @@ TopTable compare(const Snapshot* before, Snapshot now, TopSort sort, bool idle_t
   table.from_start = before == nullptr || table.restarted;
   const Snapshot& since = table.from_start ? nothing : *before;
   table.seconds = now.seconds - since.seconds;
-  ServiceCounters before_all, now_all;
-  for (const auto& [service, counters] : since.services) add(before_all, counters);
+  add(table.all.total, now.evicted);
   for (const auto& [service, counters] : now.services) {
-    add(now_all, counters);
-    if (counters.aborts == 0 && !idle_too) continue;
-    const auto found = since.services.find(service);
-    table.rows.push_back(row(service, found == since.services.end() ? ServiceCounters{} : found->second,
-                             counters, table.seconds));
+    TopRow one = row(service, before_of(since, service, counters), counters, table.seconds);
+    add(table.all, one);
+    if (counters.aborts != 0 || idle_too) table.rows.push_back(std::move(one));
   }
-  table.all = row("", before_all, now_all, table.seconds);
   std::sort(table.rows.begin(), table.rows.end(),
             [sort](const TopRow& a, const TopRow& b) { return busier(a, b, sort); });
   for (const auto& [stage, count] : now.lost)

@@ -33,6 +33,7 @@ struct Snapshot {
   std::string life;    // another one than before: the counters began anew
   double seconds = 0;  // of the clock that rates are made with; less than before: they began anew, too
   std::map<std::string, ServiceCounters> services;
+  ServiceCounters evicted;                    // of services that have no row any more
   std::map<std::string, std::uint64_t> lost;  // by stage
   std::optional<SpoolState> spool;
   std::vector<std::string> limits;
@@ -56,7 +57,7 @@ struct TopTable {
   double seconds = 0;        // that the rates are over
   bool restarted = false;    // since the snapshot before
   bool from_start = false;   // rates are over all that was counted: there was no snapshot before
-  TopRow all;                // of all services
+  TopRow all;                // of all services; its rates are the sum of theirs
   std::vector<TopRow> rows;  // the busiest first
   std::map<std::string, std::uint64_t> newly_lost;
 };

@@ -105,6 +105,31 @@ TEST(TopViewTest, CountersThatBeganAnewAreNoNegativeRates) {
   EXPECT_EQ(none.all.aborts, 0);
 }
 
+// A service whose name made room for another has no row; what it had is in the figures of all still.
+TEST(TopViewTest, AServiceThatGoesTakesNothingFromTheRatesOfAll) {
+  const Snapshot before = snapshot(
+      10, {entry("a", "peer_fin", "abandoned", 100, 50), entry("b", "peer_reset", "abandoned", 5, 1)});
+  Json totals = {{"schema", "sockalarm.totals.v1"},
+                 {"started_at", "2026-11-27T03:00:00Z"},
+                 {"uptime_seconds", 12},
+                 {"ends", Ends{entry("b", "peer_reset", "abandoned", 9, 3)}},
+                 {"evicted", Ends{entry("", "peer_fin", "abandoned", 100, 50)}}};
+  const Snapshot gone = parse_totals(totals.dump()).value();
+  const TopTable table = compare(&before, gone, TopSort::ends, true);
+  EXPECT_EQ(table.all.aborts, 2);
+  EXPECT_EQ(table.all.ends, 2);
+  EXPECT_EQ(table.all.orphaned, 1);
+  EXPECT_THAT(table.all.causes, ElementsAre(Pair("peer_reset", 2)));
+  EXPECT_EQ(table.all.total.aborts, 109U);
+  EXPECT_EQ(table.all.total.orphaned_seconds, 53);
+  EXPECT_THAT(services(table), ElementsAre("b"));
+  // It comes back and counts from 0, also between two looks.
+  const Snapshot back =
+      snapshot(14, {entry("a", "peer_fin", "abandoned", 4, 2), entry("b", "peer_reset", "abandoned", 9, 3)});
+  EXPECT_EQ(compare(&gone, back, TopSort::ends, true).all.aborts, 2);
+  EXPECT_EQ(compare(&before, back, TopSort::ends, true).all.aborts, 2);
+}
+
 TEST(TopViewTest, TellsOfLossesOnlyWhenThereAreAny) {
   const Snapshot before = snapshot(1, {}, {{"ring", 3}, {"queue", 0}});
   EXPECT_THAT(shown(compare(nullptr, snapshot(1, {}, {{"ring", 0}}), TopSort::ends, false)),
