@@ -120,7 +120,7 @@ class Host {
   // What there is to know when it has counted otherwise than it should.
   std::string sockets() const {
     const std::string file = folder_ / (name_ + "-ss.txt");
-    net_.shell("ss -tanoe > " + file);
+    net_.shell("ss -tanoe exclude time-wait > " + file);
     return folder_.read(name_ + "-ss.txt");
   }
 
