@@ -8,10 +8,15 @@
 #include <cstdlib>
 #include <list>
 #include <mutex>
+#include <sstream>
 #include <thread>
+
+#include "harness/untold.h"
 
 namespace sockalarm::observe::test {
 namespace {
+
+using sockalarm::test::Untold;
 
 constexpr int kHosts = 5, kEach = 6;  // of every scenario, on every host
 constexpr int kWorkMs = 400;
@@ -54,6 +59,8 @@ long long now() {
   return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+std::uint16_t port_number(const char* port) { return static_cast<std::uint16_t>(std::stoi(port)); }
+
 class Clients {
  public:
   Clients(const NetworkNamespace& net, const Host& host, Truth& truth)
@@ -83,7 +90,7 @@ class Clients {
       for (int i = 0; i < kEach; ++i) gone.push_back(ask(Host::kServicePort, "&gate=" + gate));
       for (const Asked& asked : gone) await_begin(asked);
     });
-    host_.net().on_packets_to(static_cast<std::uint16_t>(std::stoi(Host::kServicePort)), "drop");
+    host_.net().on_packets_to(port_number(Host::kServicePort), "drop");
     std::ofstream(gate).close();
     for (const Asked& asked : gone) {
       truth_.ended("slow", "inbound", "timeout", "abandoned");
@@ -102,7 +109,7 @@ class Clients {
     UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
     sockaddr_in address{};
     address.sin_family = AF_INET;
-    address.sin_port = htons(static_cast<std::uint16_t>(std::stoi(port)));
+    address.sin_port = htons(port_number(port));
     ::inet_pton(AF_INET, host_.address().c_str(), &address.sin_addr);
     require(::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0, "connect");
     return fd;
@@ -270,7 +277,8 @@ Counts without_direction(const Counts& counts) {
   return sums;
 }
 
-TEST(Topology, EveryCountIsThatOfTheClientsAndSoIsTheTimeForNobody) {
+// What is wrong with the figures; empty: nothing.
+std::string wrong_figures() {
   const ServerFolder folder;
   const NetworkNamespace net;
   std::list<Host> hosts;
@@ -287,31 +295,48 @@ TEST(Topology, EveryCountIsThatOfTheClientsAndSoIsTheTimeForNobody) {
     });
   for (std::thread& thread : threads) thread.join();
 
+  std::ostringstream wrong;
   auto truth = truths.begin();
   for (const Host& host : hosts) {
     const Counts expected = truth->counts();
     Counts counts;
     if (!eventually([&] { return (counts = host.counts()) == expected; }))
-      ADD_FAILURE() << host.name() << " has counted\n"
-                    << shown(counts, expected) << "but there were\n"
-                    << shown(expected, counts) << host.totals().at("lost") << "\n"
-                    << host.sockets();
+      wrong << host.name() << " has counted\n"
+            << shown(counts, expected) << "but there were\n"
+            << shown(expected, counts) << host.totals().at("lost") << "\n"
+            << host.sockets();
     const auto [least, most] = truth->orphaned_seconds(host.ends_of_service());
-    const double counted = host.orphaned_seconds_of_service();
     EXPECT_GE(least, kEach * 5 * kWorkMs / 1000.0);
-    EXPECT_GE(counted, least);
-    EXPECT_LE(counted, most);
-    const Counts sums = without_direction(expected);
-    if (!eventually([&] { return (counts = prometheus.counts(host.name())) == sums; }))
-      ADD_FAILURE() << "Prometheus has of " << host.name() << "\n"
-                    << shown(counts, sums) << "but there were\n"
-                    << shown(sums, counts);
-    const auto lost = host.totals().at("lost");
-    for (const auto& [stage, count] : lost.items())
-      EXPECT_TRUE(count == 0 || stage == "missed" || stage == "late") << stage << " " << count;
+    const double counted = host.orphaned_seconds_of_service();
     std::cout << host.name() << ": " << least << " to " << most << " s for nobody, counted " << counted
               << " s\n";
+    if (counted < least || counted > most)
+      wrong << host.name() << " was " << least << " to " << most << " s at work for nobody, and has counted "
+            << counted << " s\n";
+    const Counts sums = without_direction(expected);
+    if (!eventually([&] { return (counts = prometheus.counts(host.name())) == sums; }))
+      wrong << "Prometheus has of " << host.name() << "\n"
+            << shown(counts, sums) << "but there were\n"
+            << shown(sums, counts);
+    const auto lost = host.totals().at("lost");
+    for (const auto& [stage, count] : lost.items())
+      if (count != 0 && stage != "missed" && stage != "late") wrong << stage << " has lost " << count << "\n";
     ++truth;
+  }
+  return wrong.str();
+}
+
+// A kernel that keeps changes from programs is not to be blamed on them: then once more.
+TEST(Topology, EveryCountIsThatOfTheClientsAndSoIsTheTimeForNobody) {
+  constexpr int kAttempts = 3;
+  for (int attempt = 1;; ++attempt) {
+    const Untold untold(port_number(Host::kNginxPort), port_number(Host::kServicePort));
+    const std::string wrong = wrong_figures();
+    if (wrong.empty()) break;
+    const auto count = untold.count();
+    if (count == 0 || attempt == kAttempts)
+      FAIL() << wrong << "the kernel kept " << count << " changes from programs";
+    std::cout << wrong << "the kernel kept " << count << " changes from all programs, so once more\n";
   }
 }
 
