@@ -38,15 +38,21 @@ class Served {
 
   WebServer& server() { return *server_; }
   void stop() { server_.reset(); }
-  UniqueFd connect() const { return sockalarm::test::connect_to_port(port_); }
+  UniqueFd connect() const { return within_a_minute(sockalarm::test::connect_to_port(port_)); }
   UniqueFd connect_trusted() const {
     UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
     sockalarm::test::require(::connect(fd.get(), reinterpret_cast<const sockaddr*>(&name_), length_) == 0,
                              "connect");
-    return fd;
+    return within_a_minute(std::move(fd));
   }
 
  private:
+  // What is not answered fails instead of taking for ever.
+  static UniqueFd within_a_minute(UniqueFd client) {
+    const timeval limit{60, 0};
+    ::setsockopt(client.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    return client;
+  }
   UniqueFd listen_on_abstract() {
     UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     name_.sun_family = AF_UNIX;
@@ -150,11 +156,10 @@ TEST(WebServer, AnswersWhatThereIs) {
   EXPECT_TRUE(asked(served.connect(), request("/metrics")).starts_with("HTTP/1.1 200"));
 }
 
-// A byte now and then keeps no connection, and no silence does: when all places are taken, others are served
-// as soon as the patience is at its end.
+// A byte now and then keeps no connection, and no silence does.
 TEST(WebServer, WhoDripsIsLetGo) {
   std::atomic<bool> ready{true};
-  const Served served(sample_routes(ready), {.patience = 300ms});
+  const Served served(sample_routes(ready), {.request = 300ms});
   std::vector<UniqueFd> slow;
   for (unsigned i = 0; i < WebServer::kConnections; ++i) slow.push_back(served.connect());
   std::atomic<bool> enough{false};
@@ -168,6 +173,45 @@ TEST(WebServer, WhoDripsIsLetGo) {
   enough = true;
   drips.join();
   for (const UniqueFd& fd : slow) EXPECT_EQ(all_of(fd).find("200"), std::string::npos);
+}
+
+constexpr WebServer::Options kNoLimits{.request = 1h, .answer = 1h};
+
+// Also while new ones come all the time that say nothing, on either address.
+TEST(WebServer, WhoAsksIsAnsweredThoughTheSilentHoldAllPlaces) {
+  std::atomic<bool> ready{true};
+  EventFeed feed;
+  WebServer::Routes routes = sample_routes(ready);
+  routes.streams["/events"] = [&] { return feed.follow([] {}); };
+  const Served served(std::move(routes), kNoLimits);
+  const UniqueFd follows = served.connect_trusted();
+  say(follows, request("/events"));
+  read_until(follows, "\r\n\r\n");
+  for (const bool trusted : {false, true}) {
+    std::vector<UniqueFd> silent;
+    const auto connect = [&] { return trusted ? served.connect_trusted() : served.connect(); };
+    for (int asks = 0; asks < 10; ++asks) {
+      for (unsigned i = 0; i < WebServer::kConnections + 6; ++i) silent.push_back(connect());
+      EXPECT_TRUE(asked(connect(), request("/metrics")).starts_with("HTTP/1.1 200"));
+    }
+  }
+  EXPECT_TRUE(feed.is_followed()) << "a stream keeps its place";
+}
+
+TEST(WebServer, WhoDoesNotTakeItsAnswerMakesRoom) {
+  std::atomic<bool> ready{true};
+  WebServer::Routes routes = sample_routes(ready);
+  routes.answers["/long"] = [] { return WebServer::Answer{200, "text/plain", std::string(1 << 20, 'x')}; };
+  const Served served(std::move(routes), kNoLimits);
+  std::vector<UniqueFd> slow;  // Unix sockets, which hold less than that
+  for (unsigned i = 0; i < WebServer::kConnections; ++i) {
+    slow.push_back(served.connect_trusted());
+    say(slow.back(), request("/long"));
+    EXPECT_EQ(read_until(slow.back(), " "), "HTTP/1.1 ");  // it is under way
+  }
+  EXPECT_TRUE(asked(served.connect_trusted(), request("/metrics")).starts_with("HTTP/1.1 200"));
+  EXPECT_LT(all_of(slow.front()).size(), std::size_t{1} << 20) << "the oldest";
+  EXPECT_GT(all_of(slow.back()).size(), std::size_t{1} << 20);
 }
 
 TEST(WebServer, EndsThoughClientsAreThere) {
@@ -266,7 +310,9 @@ TEST_F(Followed, WhoReadsSlowlyIsToldWhatIsMissing) {
 }
 
 TEST(ListenAtTcp, SaysWhatIsWrong) {
-  for (const char* wrong : {"", "9465", "localhost:80", "127.0.0.1:http", ":80", "[::1]"}) {
+  for (const char* wrong : {"", "9465", "localhost:80", "127.0.0.1:http", ":80", "[::1]",
+                            "127.0.0.1:", "127.0.0.1:99999", "127.0.0.1:-1", "127.0.0.1:+1", "127.0.0.1: 1",
+                            "::1:19480", "[::1]19480", "[::1]:65536", "[127.0.0.1]:80", "unix:/run/x"}) {
     const auto fd = listen_at_tcp(wrong);
     ASSERT_FALSE(fd) << wrong;
     EXPECT_NE(fd.error().message().find("127.0.0.1:9465"), std::string::npos) << fd.error().message();

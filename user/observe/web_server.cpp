@@ -2,8 +2,8 @@
 #include "observe/web_server.h"
 
 #include <microhttpd.h>
-#include <netdb.h>
 #include <poll.h>
+#include <sockalarm/address.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "base/blocked_signals.h"
+#include "base/text.h"
 #include "base/wake_pipe.h"
 
 namespace sockalarm::observe {
@@ -23,6 +24,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kChunk = 65536;
+// The library's own limit, at which it takes no more: those that are let go count until it has heard of that.
+constexpr unsigned kLibraryConnections = WebServer::kConnections + 32;
 
 struct DaemonDeleter {
   void operator()(MHD_Daemon* daemon) const noexcept { MHD_stop_daemon(daemon); }
@@ -58,21 +61,28 @@ int timeout_in_ms(Clock::duration left) {
 // libmicrohttpd in its "external" mode: its descriptors are waited for here, so that this thread can also let
 // go of clients that take too long, which the library's own time-out does not: a byte now and then renews it.
 struct WebServer::Server {
-  struct Connection {
-    Server* server;
-    bool trusted;
-    MHD_Connection* handle;
-    int fd;
-    Clock::time_point until;
-    std::unique_ptr<WebStream> stream;
-    bool suspended = false;
-    bool ends = false;
-  };
   struct Listener {
     Server* server;
     bool trusted;
     std::unique_ptr<MHD_Daemon, DaemonDeleter> daemon;
     int epoll_fd;
+  };
+  struct Connection {
+    Listener* listener;
+    MHD_Connection* handle;
+    int fd;
+    Clock::time_point until;
+    std::unique_ptr<WebStream> stream;
+    bool asked = false;  // all of its request is here
+    bool suspended = false;
+    bool ends = false;
+    bool let_go = false;
+
+    void let_it_go() {
+      ::shutdown(fd, SHUT_RDWR);
+      until = Clock::time_point::max();
+      let_go = true;
+    }
   };
 
   Server(Routes given, Options chosen) : routes(std::move(given)), options(chosen) {}
@@ -89,6 +99,7 @@ struct WebServer::Server {
   void serve();
   void run_all();
   int wait();
+  void make_room(const Listener& listener);
   void resume(Connection& connection);
   MHD_Result answer(Connection& connection, bool reads, const std::string& path);
 
@@ -103,9 +114,9 @@ struct WebServer::Server {
   const Options options;
   WakePipe news;
   std::atomic<bool> stopping{false};
-  std::atomic<bool> woken{false};  // set by wake(), taken back by serve() before it looks at the streams
-  std::list<Connection> connections;
-  std::list<Listener> listeners;  // end before the connections, which they tell of
+  std::atomic<bool> woken{false};     // set by wake(), taken back by serve() before it looks at the streams
+  std::list<Connection> connections;  // the oldest first
+  std::list<Listener> listeners;      // end before the connections, which they tell of
   std::thread thread;
 };
 
@@ -114,10 +125,10 @@ Result<void> WebServer::Server::add(Address address) {
   // The library closes it, and does not say whether also when it fails: better one that stays open than one
   // that is closed twice.
   const int fd = address.listener.release();
-  listener.daemon.reset(
-      MHD_start_daemon(MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME, 0, nullptr, nullptr, &Server::on_request,
-                       &listener, MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_CONNECTION_LIMIT, kConnections,
-                       MHD_OPTION_NOTIFY_CONNECTION, &Server::on_connection, &listener, MHD_OPTION_END));
+  listener.daemon.reset(MHD_start_daemon(
+      MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME, 0, nullptr, nullptr, &Server::on_request, &listener,
+      MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_CONNECTION_LIMIT, kLibraryConnections,
+      MHD_OPTION_NOTIFY_CONNECTION, &Server::on_connection, &listener, MHD_OPTION_END));
   if (!listener.daemon)
     return fail(Error::from_errno(errno != 0 ? errno : ENOMEM, "starting the HTTP server"));
   const MHD_DaemonInfo* const info = MHD_get_daemon_info(listener.daemon.get(), MHD_DAEMON_INFO_EPOLL_FD);
@@ -132,15 +143,30 @@ void WebServer::Server::on_connection(void* given, MHD_Connection* handle, void*
   Server& server = *listener.server;
   if (code == MHD_CONNECTION_NOTIFY_STARTED) {
     const MHD_ConnectionInfo* const info = MHD_get_connection_info(handle, MHD_CONNECTION_INFO_CONNECTION_FD);
-    *connection = &server.connections.emplace_back(Connection{.server = &server,
-                                                              .trusted = listener.trusted,
+    server.make_room(listener);
+    *connection = &server.connections.emplace_back(Connection{.listener = &listener,
                                                               .handle = handle,
                                                               .fd = info != nullptr ? info->connect_fd : -1,
-                                                              .until = Clock::now() + server.options.patience,
+                                                              .until = Clock::now() + server.options.request,
                                                               .stream = nullptr});
   } else {
     server.connections.remove_if([&](const Connection& known) { return &known == *connection; });
   }
+}
+
+// For one more.
+void WebServer::Server::make_room(const Listener& listener) {
+  unsigned count = 0;
+  Connection *silent = nullptr, *slow = nullptr;
+  for (Connection& connection : connections) {
+    if (connection.listener != &listener || connection.let_go) continue;
+    ++count;
+    if (connection.stream) continue;
+    Connection*& oldest = connection.asked ? slow : silent;
+    if (oldest == nullptr) oldest = &connection;
+  }
+  if (count < kConnections) return;
+  if (Connection* const goes = silent != nullptr ? silent : slow; goes != nullptr) goes->let_it_go();
 }
 
 MHD_Result WebServer::Server::on_request(void* given, MHD_Connection* handle, const char* path,
@@ -165,6 +191,8 @@ MHD_Result WebServer::Server::on_request(void* given, MHD_Connection* handle, co
 // Through C, which no exception may pass.
 MHD_Result WebServer::Server::answer(Connection& connection, bool reads, const std::string& path) {
   Answer answer{404, "text/plain; charset=utf-8", "there is nothing at this path\n"};
+  connection.asked = true;
+  if (!connection.let_go) connection.until = Clock::now() + options.answer;
   try {
     const auto known = routes.answers.find(path);
     const auto stream = routes.streams.find(path);
@@ -172,7 +200,7 @@ MHD_Result WebServer::Server::answer(Connection& connection, bool reads, const s
       answer = {405, answer.type, "GET and HEAD are answered here\n"};
     } else if (known != routes.answers.end()) {
       answer = known->second();
-    } else if (stream != routes.streams.end() && !connection.trusted) {
+    } else if (stream != routes.streams.end() && !connection.listener->trusted) {
       answer = {403, answer.type, "this is for those who may connect to the Unix socket\n"};
     } else if (stream != routes.streams.end()) {
       connection.stream = stream->second();
@@ -259,10 +287,7 @@ void WebServer::Server::serve() {
     woken = false;
     const auto now = Clock::now();
     for (Connection& connection : connections) {
-      if (connection.until <= now) {
-        ::shutdown(connection.fd, SHUT_RDWR);
-        connection.until = Clock::time_point::max();
-      }
+      if (connection.until <= now) connection.let_it_go();
       if (connection.suspended && connection.stream->has_more()) resume(connection);
     }
     run_all();
@@ -296,24 +321,15 @@ void WebServer::wake() noexcept {
 }
 
 Result<UniqueFd> listen_at_tcp(const std::string& address) {
-  const auto refuse = [&] {
-    return fail(Error(Errc::invalid_options,
-                      "'" + address + "' is no address to listen at; write 127.0.0.1:9465 or [::]:9465"));
-  };
-  const std::size_t colon = address.rfind(':');
-  if (colon == std::string::npos) return refuse();
-  std::string host = address.substr(0, colon);
-  if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
-  addrinfo hints{}, *found = nullptr;
-  hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV | AI_PASSIVE;
-  hints.ai_socktype = SOCK_STREAM;
-  if (host.empty() || ::getaddrinfo(host.c_str(), address.c_str() + colon + 1, &hints, &found) != 0)
-    return refuse();
-  const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owned(found, ::freeaddrinfo);
-  UniqueFd fd(::socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  const auto parsed = SocketAddress::parse(address);
+  if (!parsed || parsed->family() == AF_UNIX)
+    return fail(Error(Errc::invalid_options, sockalarm::quoted(escaped(address)) +
+                                                 " is no address to listen at; write a number and a port up "
+                                                 "to 65535, as 127.0.0.1:9465 or, with brackets, [::]:9465"));
+  UniqueFd fd(::socket(parsed->family(), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   const int on = 1;
   if (!fd || ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) != 0 ||
-      ::bind(fd.get(), found->ai_addr, found->ai_addrlen) != 0 || ::listen(fd.get(), 64) != 0)
+      ::bind(fd.get(), parsed->data(), parsed->size()) != 0 || ::listen(fd.get(), SOMAXCONN) != 0)
     return fail(Error::from_errno(errno, "listening at " + address));
   return fd;
 }

@@ -29,8 +29,10 @@ class WebStream {
 };
 
 // Answers GET and HEAD by HTTP/1.1, on a thread of its own that waits for no client: each connection has one
-// request, some seconds for all of it, and there are at most `kConnections` on each address. Clients beyond
-// that wait in the backlog.
+// request, some seconds for all of it, and there are at most `kConnections` on each address. One more, and
+// the oldest goes that has not sent its request yet, or else the oldest that has not taken its answer:
+// whoever asks and reads is answered, however many connections others hold. Streams stay, and so many that
+// nothing else has room make clients wait in the backlog.
 class WebServer {
  public:
   static constexpr unsigned kConnections = 64;
@@ -51,7 +53,8 @@ class WebServer {
     bool trusted;
   };
   struct Options {
-    std::chrono::milliseconds patience{10'000};  // for a request and its answer
+    std::chrono::milliseconds request{2'000};  // to send it
+    std::chrono::milliseconds answer{10'000};  // to take it
   };
 
   // Errors: errno, of what could not be made. What the routes throw is told of by 500.
@@ -73,7 +76,7 @@ class WebServer {
   std::unique_ptr<Server> server_;
 };
 
-// "127.0.0.1:9465", "[::]:9465"; port 0: any. Errors name what was given.
+// "127.0.0.1:9465", "[::]:9465"; port 0: any. Errors name what was given and what was expected.
 Result<UniqueFd> listen_at_tcp(const std::string& address);
 
 }  // namespace sockalarm::observe
