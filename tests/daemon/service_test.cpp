@@ -5,9 +5,9 @@
 #include <sys/stat.h>
 
 #include <fstream>
-#include <map>
 
 #include "daemon/raw_client.h"
+#include "harness/tasks.h"
 
 // Between sockalarmd and a service manager.
 
@@ -154,17 +154,33 @@ TEST_F(ServiceTest, RefusesADirectoryThatIsOnAnotherFileSystem) {
   EXPECT_THAT(testing::internal::GetCapturedStderr(), testing::HasSubstr("is not on a BPF file system"));
 }
 
-// What it loaded with is dropped: CAP_PERFMON and CAP_BPF stay (linux/capability.h: 38 and 39).
+// What it loaded with is dropped, in every thread: CAP_PERFMON and CAP_BPF stay (linux/capability.h: 38 and
+// 39).
 TEST_F(ServiceTest, KeepsOnlyTheCapabilitiesThatItNeeds) {
   const DaemonProcess daemon(home_);
-  std::ifstream file("/proc/" + std::to_string(daemon.pid()) + "/status");
-  std::map<std::string, std::string> says;
-  for (std::string name, value; file >> name && std::getline(file >> std::ws, value);) says[name] = value;
-  EXPECT_EQ(says["CapPrm:"], "000000c000000000");
-  EXPECT_EQ(says["CapEff:"], "000000c000000000");
-  for (const char* const none : {"CapInh:", "CapBnd:", "CapAmb:"})
-    EXPECT_EQ(says[none], "0000000000000000") << none;
-  EXPECT_EQ(says["NoNewPrivs:"], "1");
+  RawClient client(home_.socket());  // which has a lane
+  ASSERT_TRUE(client.greet());
+  const auto tasks = tasks_of(daemon.pid());
+  EXPECT_GE(tasks.size(), 2U);
+  for (const TaskStatus& says : tasks) {
+    EXPECT_EQ(says.at("CapPrm:"), "000000c000000000");
+    EXPECT_EQ(says.at("CapEff:"), "000000c000000000");
+    for (const char* const none : {"CapInh:", "CapBnd:", "CapAmb:"})
+      EXPECT_EQ(says.at(none), "0000000000000000") << none;
+    EXPECT_EQ(says.at("NoNewPrivs:"), "1");
+  }
+}
+
+TEST_F(ServiceTest, TakesTheFileOfItsSocketAwayUnlessItIsOfAnother) {
+  DaemonProcess daemon(home_);
+  EXPECT_TRUE(std::filesystem::exists(home_.socket()));
+  EXPECT_EQ(daemon.stop(), 0);
+  EXPECT_FALSE(std::filesystem::exists(home_.socket()));
+  DaemonProcess next(home_);
+  std::filesystem::remove(home_.socket());
+  std::ofstream(home_.socket()) << "of somebody else";
+  EXPECT_EQ(next.stop(), 0);
+  EXPECT_TRUE(std::filesystem::exists(home_.socket()));
 }
 
 // As /run/sockalarm after a boot.
@@ -197,6 +213,8 @@ TEST_F(ServiceTest, IsActivatedByItsSocket) {
                                            ServiceSettings{{}, listener.get()});
   EXPECT_TRUE(between.receive<ipc::Welcome>());
   EXPECT_TRUE(status_of(home_)["adopted"]);
+  EXPECT_EQ(daemon->stop(), 0);
+  EXPECT_TRUE(std::filesystem::exists(home_.socket()));  // the service manager's
 }
 
 TEST_F(ServiceTest, RefusesToBeActivatedByAnythingElse) {

@@ -110,6 +110,7 @@ TEST_F(Cluster, SeesEveryEventOnceThoughNodesDie) {
     auto sink = NatsSink::open(sample_host(static_cast<char>('a' + host)), options,
                                {folder_ / ("spool" + std::to_string(host)), 2ULL << 30, 24h}, losses, {});
     ASSERT_TRUE(sink) << sink.error().message();
+    ASSERT_TRUE((*sink)->start());
     sinks[host] = std::move(*sink);
   }
   const std::uint64_t before = resident_kib();

@@ -39,7 +39,10 @@ class Nats : public ::testing::Test {
       errors_.push_back(error.message());
     });
     EXPECT_TRUE(sink) << sink.error().message();
-    return sink ? std::move(*sink) : nullptr;
+    if (!sink) return nullptr;
+    const auto started = (*sink)->start();
+    EXPECT_TRUE(started) << started.error().message();
+    return started ? std::move(*sink) : nullptr;
   }
   bool told_of(const std::string& part) {
     const std::lock_guard lock(mutex_);

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "daemon/service.h"
+
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <linux/capability.h>
@@ -11,6 +13,7 @@
 
 #include "daemon/config.h"
 #include "faults/failing_call.h"
+#include "harness/tasks.h"
 #include "observe/observation.h"
 #include "observe/topology.h"
 
@@ -164,22 +167,85 @@ TEST_F(ObserveService, NoNumberComesTwiceInABoot) {
   EXPECT_EQ(ids.size(), 8u);
 }
 
-TEST_F(ObserveService, KeepsNoPrivilegeThatItDoesNotNeed) {
+// Capabilities are of a thread, so each of them is asked; also those of the libraries.
+TEST_F(ObserveService, NoThreadKeepsAPrivilegeThatItDoesNotNeed) {
+  configure(SOCKALARM_NATS ? "[observe.nats]\nservers = \"nats://127.0.0.1:1\"\nspool = \"" +
+                                 (folder_ / "spool") + "\"\n"
+                           : "");
+  start({"--jsonl", folder_ / "records"});
+  EXPECT_EQ(http_get(port_, "/readyz"), "ok\n");
+  const auto number = [](const std::string& text) { return std::stoull(text, nullptr, 16); };
+  const std::uint64_t bpf = std::uint64_t{1} << CAP_BPF;
+  const std::uint64_t kept = bpf | std::uint64_t{1} << CAP_DAC_READ_SEARCH;
+  const auto tasks = sockalarm::test::tasks_of(process_->pid());
+  EXPECT_GE(tasks.size(), SOCKALARM_NATS ? 6u : 4u) << "reads; serves; a sink each; sends; the library";
+  for (const auto& task : tasks) {
+    EXPECT_EQ(number(task.at("CapEff:")) & ~kept, 0u) << task.at("Name:");
+    EXPECT_NE(number(task.at("CapEff:")) & bpf, 0u) << task.at("Name:");
+    EXPECT_EQ(task.at("CapPrm:"), task.at("CapEff:"));
+    for (const char* none : {"CapInh:", "CapBnd:", "CapAmb:"}) EXPECT_EQ(number(task.at(none)), 0u) << none;
+    EXPECT_EQ(task.at("NoNewPrivs:"), "1");
+  }
+}
+
+TEST_F(ObserveService, SaysWhichPortItGot) {
+  configure();
+  start({"--listen", "127.0.0.1:0"});
+  const std::string text = said(), before = "http://127.0.0.1:";
+  const auto at = text.find(before);
+  ASSERT_NE(at, std::string::npos) << text;
+  const std::string port =
+      text.substr(at + before.size(), text.find('/', at + before.size()) - at - before.size());
+  EXPECT_NE(port, "0");
+  EXPECT_EQ(http_get(port, "/healthz"), "ok\n");
+}
+
+TEST_F(ObserveService, IsAliveThoughOthersHoldAllConnections) {
   configure();
   start();
-  std::ifstream status("/proc/" + std::to_string(process_->pid()) + "/status");
-  std::uint64_t effective = 0, bounding = 0;
-  int no_new = 0;
-  for (std::string word; status >> word;) {
-    if (word == "CapEff:") status >> std::hex >> effective;
-    if (word == "CapBnd:") status >> std::hex >> bounding;
-    if (word == "NoNewPrivs:") status >> std::dec >> no_new;
+  std::vector<UniqueFd> idle;
+  for (int asked = 0; asked < 10; ++asked) {
+    for (unsigned i = 0; i < WebServer::kConnections; ++i)
+      idle.push_back(sockalarm::test::connect_to_port(port_));
+    EXPECT_EQ(http_get(port_, "/healthz"), "ok\n");
   }
-  const std::uint64_t kept = std::uint64_t{1} << CAP_BPF | std::uint64_t{1} << CAP_DAC_READ_SEARCH;
-  EXPECT_EQ(effective & ~kept, 0u);
-  EXPECT_NE(effective & (std::uint64_t{1} << CAP_BPF), 0u);
-  EXPECT_EQ(bounding & ~kept, 0u);
-  EXPECT_EQ(no_new, 1);
+}
+
+// In a directory that is its user's: it has no right beyond that any more.
+TEST_F(ObserveService, TakesTheFileOfItsSocketAway) {
+  configure();
+  const std::string path = folder_ / "own/observe.sock";
+  start({"--socket", path});
+  EXPECT_TRUE(std::filesystem::is_socket(path));
+  process_->send(SIGTERM);
+  EXPECT_EQ(process_->wait(), 0) << said();
+  EXPECT_FALSE(std::filesystem::exists(path));
+  start({"--socket", path});
+  std::filesystem::remove(path);
+  folder_.write("own/observe.sock", "of somebody else");
+  process_->send(SIGTERM);
+  EXPECT_EQ(process_->wait(), 0) << said();
+  EXPECT_EQ(folder_.read("own/observe.sock"), "of somebody else");
+}
+
+TEST_F(ObserveService, AReloadNamesWhatNeedsANewStart) {
+  configure();
+  start({"--jsonl", folder_ / "records"});
+  further_ = "queue = 7\nkernel_services = 9\njsonl = [\"-\"]\n";
+  configure("[observe.nats]\nspool_age = 60\n");
+  process_->send(SIGHUP);
+  EXPECT_TRUE(eventually([&] { return said().find("configuration read again") != std::string::npos; }));
+  EXPECT_THAT(said(), HasSubstr("with a new start only: observe.kernel_services, observe.queue, "
+                                "observe.nats.spool_age\n"));
+}
+
+TEST_F(ObserveService, CountsSoManyKindsOfEndsAsItIsTold) {
+  further_ = "kernel_services = 1\n";
+  configure();
+  start();
+  abandon_some(1);  // the ends of two sides
+  EXPECT_TRUE(eventually([&] { return totals().at("lost").at("metrics") == 1; })) << totals();
+  EXPECT_EQ(totals().at("ends").size(), 1u);
 }
 
 // A pipe that nobody reads: it loses records for that sink and counts them, its memory has a bound, and it
@@ -223,9 +289,96 @@ TEST_F(ObserveService, SaysWhyItDoesNotStart) {
               HasSubstr("listens at " + socket() + " already"));
   EXPECT_THAT(refused({"--socket", folder_ / "o", "--listen", "127.0.0.1:" + port_}, ""),
               AllOf(HasSubstr("observe.listen"), HasSubstr("127.0.0.1:" + port_)));
+  EXPECT_THAT(refused({"--socket", folder_ / "o", "--listen", "::1:99999"}, ""),
+              AllOf(HasSubstr("observe.listen"), HasSubstr("'::1:99999'"), HasSubstr("[::]:9465")));
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "o"));
   EXPECT_THAT(refused({"--jsonl", folder_ / "no/such/file"}, ""), HasSubstr("no/such/file"));
   EXPECT_THAT(refused({}, "[observe.filter]\ncgroups = [\"/nowhere.slice\"]\n"),
               AllOf(HasSubstr("observe.filter.cgroups"), HasSubstr("'/nowhere.slice'")));
+}
+
+#if SOCKALARM_NATS
+TEST_F(ObserveService, SaysWhyItDoesNotStartWithABroker) {
+  configure();
+  const auto refused = [&](const std::string& nats) {
+    folder_.write("refused.toml",
+                  "[observe]\nlisten = \"\"\nsocket = \"" + socket() + "\"\n[observe.nats]\n" + nats);
+    std::filesystem::remove(folder_ / "refused.log");
+    ServerProcess process(folder_, "refused",
+                          {SOCKALARMD_PATH, "--observe", "--config", folder_ / "refused.toml"}, "/dev/null",
+                          ServerProcess::As::tester);
+    EXPECT_EQ(process.wait(), 1);
+    return folder_.read("refused.log");
+  };
+  const std::string good = "servers = \"nats://127.0.0.1:1\"\n",
+                    spool = "spool = \"" + (folder_ / "spool") + "\"\n";
+  folder_.write("file", "nothing");
+  EXPECT_THAT(refused(good + "spool = \"" + (folder_ / "file") + "/spool\"\n"),
+              AllOf(HasSubstr("observe.nats.spool"), HasSubstr("Not a directory"),
+                    HasSubstr("that this process can write to")));
+  EXPECT_THAT(refused(good + spool + "credentials = \"" + (folder_ / "none") + "\"\n"),
+              AllOf(HasSubstr("/none'"), HasSubstr("No such file"), HasSubstr("nsc generate creds")));
+  EXPECT_THAT(refused(good + spool + "authorities = \"" + (folder_ / "file") + "\"\n"),
+              AllOf(HasSubstr("/file'"), HasSubstr("BEGIN CERTIFICATE"), HasSubstr("PEM")));
+  const std::string said =
+      refused(spool + "servers = \"nats://agent:secret@127.0.0.1:4222,nats://agent:secret@h:99999\"\n");
+  EXPECT_THAT(said, AllOf(HasSubstr("'nats://***@127.0.0.1:4222,nats://***@h:99999'"), HasSubstr("number 2"),
+                          HasSubstr("separated by commas")));
+  EXPECT_THAT(said, ::testing::Not(HasSubstr("secret")));
+}
+#endif
+
+// Every key that the reader knows, but the filter's, which a reload puts in force.
+TEST(ObserveConfig, NamesEveryKeyThatHasChanged) {
+  const ServerFolder folder;
+  const auto read = [&](const std::string& text) {
+    folder.write("c.toml", text);
+    return daemon::read_config(folder / "c.toml");
+  };
+  const std::map<std::string, std::string> values{
+      {"socket", "\"/s\""},     {"socket_mode", "0o600"},    {"listen", "\"\""},
+      {"region", "\"r\""},      {"host", "\"h\""},           {"services", "3"},
+      {"kernel_services", "3"}, {"rate_limit", "3"},         {"queue", "3"},
+      {"ring_bytes", "8192"},   {"exact_progress", "false"}, {"jsonl", "[\"-\"]"},
+      {"jsonl_bytes", "5000"},  {"jsonl_keep", "3"},         {"servers", "\"nats://h\""},
+      {"stream", "\"S\""},      {"credentials", "\"c\""},    {"authorities", "\"a\""},
+      {"window", "3"},          {"spool", "\"/p\""},         {"spool_bytes", "70000"},
+      {"spool_age", "3"}};
+  const daemon::ObserveConfig before;
+  std::size_t keys = 0;
+  for (const std::string table : {"observe", "observe.nats"}) {
+    const std::string known = read("[" + table + "]\nnone = 1\n").error().message();
+    std::istringstream names(known.substr(known.find("known here: ") + 12));
+    for (std::string key; std::getline(names >> std::ws, key, ',');) {
+      if (key == "filter" || key == "nats") continue;
+      ASSERT_TRUE(values.contains(key)) << "a new key: " << key;
+      const auto config = read("[" + table + "]\n" + key + " = " + values.at(key) + "\n");
+      ASSERT_TRUE(config) << config.error().message();
+      EXPECT_EQ(changed_keys(before, config->observe), std::vector<std::string>{table + "." + key});
+      ++keys;
+    }
+  }
+  EXPECT_EQ(keys, values.size());
+  EXPECT_TRUE(
+      changed_keys(before, read("[observe.filter]\nports = [1]\ncgroups = [\"/c\"]\n")->observe).empty());
+}
+
+TEST(SocketFile, GoesWithItsOwnerOnly) {
+  const ServerFolder folder;
+  const std::string path = folder / "file";
+  folder.write("file", "");
+  {
+    daemon::service::SocketFile file(path), moved(std::move(file));
+    file = std::move(moved);
+    EXPECT_TRUE(std::filesystem::exists(path));
+  }
+  EXPECT_FALSE(std::filesystem::exists(path));
+  folder.write("file", "");
+  daemon::service::SocketFile file(path);
+  folder.write("other", "");
+  std::filesystem::rename(folder / "other", path);
+  file = {};
+  EXPECT_TRUE(std::filesystem::exists(path));
 }
 
 TEST(ObserveConfig, SaysWhatIsWrong) {
@@ -246,6 +399,8 @@ TEST(ObserveConfig, SaysWhatIsWrong) {
   EXPECT_THAT(problem("[observe.filter]\ncauses = [\"fin\"]"), HasSubstr("peer_fin, peer_reset"));
   EXPECT_THAT(problem("[observe.filter]\none_in = 0"), HasSubstr("one_in must be a number from 1"));
   EXPECT_THAT(problem("[observe.nats]\nspool_bytes = 1"), HasSubstr("spool_bytes"));
+  EXPECT_THAT(problem("[observe.nats]\nserver = 1"), HasSubstr("unknown key 'server'"));
+  EXPECT_THAT(problem("kernel_services = 0"), HasSubstr("kernel_services must be a number from 1"));
   EXPECT_EQ(problem("listen = \"\"\n[observe.filter]\nports = [443, \"8000-8999\"]\nminimum_orphaned_ms = 5\n"
                     "[observe.nats]\nservers = \"nats://127.0.0.1:4222\"\n"),
             "nothing");

@@ -69,8 +69,8 @@ class ConfigReader {
   }
 
   // What is misspelt would be ignored in silence else.
-  template <std::size_t n>
-  void only(const toml::table& table, const std::array<std::string_view, n>& known) {
+  template <class Names>
+  void only(const toml::table& table, const Names& known) {
     for (const auto& [key, node] : table) {
       bool found = false;
       std::string names;

@@ -48,8 +48,9 @@ void raise_descriptor_limit() {
 
 Result<void> serve(const Arguments& arguments, const Config& config) {
   service::block_signals();
-  auto listener = service::passed_listener();
-  if (!listener) return fail(listener.error());
+  auto passed = service::passed_listener();
+  if (!passed) return fail(passed.error());
+  service::Listener listener{std::move(*passed), {}};
   raise_descriptor_limit();
   auto kernel = KernelSide::open(config.bpffs, {config.watches, config.clients});
   if (!kernel) return fail(kernel.error());
@@ -63,14 +64,15 @@ Result<void> serve(const Arguments& arguments, const Config& config) {
   if ((*kernel)->adopted() &&
       ((*kernel)->sizes().sockets != config.watches || (*kernel)->sizes().clients != config.clients))
     spdlog::warn("limits.clients and limits.watches stay as they were when the programs were loaded");
-  if (!*listener) {
+  if (!listener.fd) {
     auto own = service::listen_at(config.socket, config.socket_mode, SOCK_SEQPACKET);
     if (!own) return fail(own.error());
-    listener = std::move(own);
+    listener = std::move(*own);
   }
-  // To make tables and rings, and to attach the program on the receive path. The others were for loading.
+  // To make tables and rings, and to attach the program on the receive path. The others were for loading. The
+  // server has threads.
   if (auto ok = service::drop_privileges({CAP_BPF, CAP_PERFMON}); !ok) return ok;
-  auto server = Server::create(config, **kernel, std::move(*listener));
+  auto server = Server::create(config, **kernel, std::move(listener));
   if (!server) return fail(server.error());
   return (*server)->run([&arguments] { return config_of(arguments); });
 }

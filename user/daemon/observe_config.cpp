@@ -78,45 +78,100 @@ void read_filter(ConfigReader& reader, const toml::table& table, ObserveConfig& 
   reader.number(table, "one_in", 1, std::numeric_limits<std::uint32_t>::max(), filter.one_in);
 }
 
-void read_nats(ConfigReader& reader, const toml::table& table, ObserveConfig::Nats& nats) {
-  constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
-  reader.only(table, std::array<std::string_view, 8>{"servers", "stream", "credentials", "authorities",
-                                                     "window", "spool", "spool_bytes", "spool_age"});
-  reader.text(table, "servers", nats.servers);
-  reader.text(table, "stream", nats.stream);
-  reader.text(table, "credentials", nats.credentials);
-  reader.text(table, "authorities", nats.authorities);
-  reader.number(table, "window", 1, 1 << 20, nats.window);
-  reader.text(table, "spool", nats.spool);
-  reader.number(table, "spool_bytes", 1 << 16, kMost, nats.spool_bytes);
-  std::int64_t age = nats.spool_age.count();
-  reader.number(table, "spool_age", 1, 366LL * 86'400, age);
-  nats.spool_age = std::chrono::seconds(age);
+// What the value of a key may be.
+struct Text {
+  bool may_be_empty = false;
+};
+struct Number {
+  std::int64_t least, most;
+};
+struct Flag {};
+struct Texts {};
+
+constexpr std::int64_t kMany = 1 << 24, kMost = std::numeric_limits<std::int64_t>::max();
+
+// All keys but the filter's, to be read and to be compared: name, member, and what it may have.
+template <class Visit>
+void each_key(Visit visit) {
+  using Own = ObserveConfig;
+  visit("socket", &Own::socket, Text{});
+  visit("socket_mode", &Own::socket_mode, Number{0, 0777});
+  visit("listen", &Own::listen, Text{.may_be_empty = true});
+  visit("region", &Own::region, Text{.may_be_empty = true});
+  visit("host", &Own::host, Text{.may_be_empty = true});
+  visit("services", &Own::services, Number{1, 10'000});
+  visit("kernel_services", &Own::kernel_services, Number{1, 1 << 18});
+  visit("rate_limit", &Own::rate_limit, Number{0, kMany});
+  visit("queue", &Own::queue, Number{1, kMany});
+  visit("ring_bytes", &Own::ring_bytes, Number{4096, 1 << 30});
+  visit("exact_progress", &Own::exact_progress, Flag{});
+  visit("jsonl", &Own::jsonl, Texts{});
+  visit("jsonl_bytes", &Own::jsonl_bytes, Number{4096, kMost});
+  visit("jsonl_keep", &Own::jsonl_keep, Number{0, 1000});
 }
+template <class Visit>
+void each_nats_key(Visit visit) {
+  using Own = ObserveConfig::Nats;
+  visit("servers", &Own::servers, Text{});
+  visit("stream", &Own::stream, Text{});
+  visit("credentials", &Own::credentials, Text{});
+  visit("authorities", &Own::authorities, Text{});
+  visit("window", &Own::window, Number{1, 1 << 20});
+  visit("spool", &Own::spool, Text{});
+  visit("spool_bytes", &Own::spool_bytes, Number{1 << 16, kMost});
+  visit("spool_age", &Own::spool_age, Number{1, 366LL * 86'400});
+}
+
+// One key of a table.
+struct KeyReader {
+  ConfigReader& reader;
+  const toml::table& table;
+  std::string_view key;
+
+  void read(std::string& value, Text kind) const { reader.text(table, key, value, kind.may_be_empty); }
+  void read(bool& value, Flag) const { reader.flag(table, key, value); }
+  void read(std::vector<std::string>& value, Texts) const {
+    reader.list(table, key, [&](const auto& node) { return take_text(node, value); });
+  }
+  void read(std::chrono::seconds& value, Number kind) const {
+    std::int64_t seconds = value.count();
+    reader.number(table, key, kind.least, kind.most, seconds);
+    value = std::chrono::seconds(seconds);
+  }
+  template <class Value>
+  void read(Value& value, Number kind) const {
+    reader.number(table, key, kind.least, kind.most, value);
+  }
+};
 
 }  // namespace
 
 void read_observe(ConfigReader& reader, const toml::table& table, ObserveConfig& config) {
-  reader.only(
-      table, std::array<std::string_view, 15>{"socket", "socket_mode", "listen", "region", "host", "services",
-                                              "rate_limit", "queue", "ring_bytes", "exact_progress", "jsonl",
-                                              "jsonl_bytes", "jsonl_keep", "filter", "nats"});
-  constexpr std::int64_t kMany = 1 << 24;
-  reader.text(table, "socket", config.socket);
-  reader.number(table, "socket_mode", 0, 0777, config.socket_mode);
-  reader.text(table, "listen", config.listen, true);
-  reader.text(table, "region", config.region, true);
-  reader.text(table, "host", config.host, true);
-  reader.number(table, "services", 1, 10'000, config.services);
-  reader.number(table, "rate_limit", 0, kMany, config.rate_limit);
-  reader.number(table, "queue", 1, kMany, config.queue);
-  reader.number(table, "ring_bytes", 4096, 1 << 30, config.ring_bytes);
-  reader.flag(table, "exact_progress", config.exact_progress);
-  reader.list(table, "jsonl", [&](const auto& node) { return take_text(node, config.jsonl); });
-  reader.number(table, "jsonl_bytes", 4096, std::numeric_limits<std::int64_t>::max(), config.jsonl_bytes);
-  reader.number(table, "jsonl_keep", 0, 1000, config.jsonl_keep);
+  std::vector<std::string_view> names, nats_names;
+  each_key([&](std::string_view key, auto member, auto kind) {
+    names.push_back(key);
+    KeyReader{reader, table, key}.read(config.*member, kind);
+  });
+  names.insert(names.end(), {"filter", "nats"});
+  reader.only(table, names);
   read_filter(reader, reader.section(table, "filter"), config);
-  read_nats(reader, reader.section(table, "nats"), config.nats);
+  const toml::table& nats = reader.section(table, "nats");
+  each_nats_key([&](std::string_view key, auto member, auto kind) {
+    nats_names.push_back(key);
+    KeyReader{reader, nats, key}.read(config.nats.*member, kind);
+  });
+  reader.only(nats, nats_names);
+}
+
+std::vector<std::string> changed_keys(const ObserveConfig& before, const ObserveConfig& now) {
+  std::vector<std::string> changed;
+  each_key([&](std::string_view key, auto member, auto) {
+    if (before.*member != now.*member) changed.push_back("observe." + std::string(key));
+  });
+  each_nats_key([&](std::string_view key, auto member, auto) {
+    if (before.nats.*member != now.nats.*member) changed.push_back("observe.nats." + std::string(key));
+  });
+  return changed;
 }
 
 }  // namespace sockalarm::daemon

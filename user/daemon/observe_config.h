@@ -28,6 +28,7 @@ struct ObserveConfig {
   std::string listen = "127.0.0.1:9465";  // empty: not
   std::string region, host;               // empty: of the machine
   std::uint32_t services = 200;
+  std::uint32_t kernel_services = 4096;
   std::uint32_t rate_limit = 0;  // records per second; 0: none
   std::uint32_t queue = 65'536;  // records
   std::uint64_t ring_bytes = 4ULL << 20;
@@ -42,5 +43,8 @@ struct ObserveConfig {
 };
 
 void read_observe(ConfigReader& reader, const toml::table& table, ObserveConfig& config);
+
+// The names of the keys that differ, as "observe.nats.servers", without the filter's.
+std::vector<std::string> changed_keys(const ObserveConfig& before, const ObserveConfig& now);
 
 }  // namespace sockalarm::daemon

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <poll.h>
+#include <sockalarm/address.h>
 #include <spdlog/spdlog.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -70,9 +71,10 @@ class Pulse {
   std::atomic<Clock::rep> since_{0};  // written by the thread that reads, alone
 };
 
-// The sinks of a configuration, and what is to be asked of one of them.
+// The sinks of a configuration, none of which has a thread yet, and what is to be asked of one of them.
 struct Sinks {
   std::vector<std::unique_ptr<observe::Sink>> all;
+  std::function<Result<void>()> start = [] { return Result<void>(); };  // once; makes threads
   std::function<std::optional<Snapshot::Shipping>()> shipping;
 };
 
@@ -105,7 +107,11 @@ Result<void> add_nats(const ObserveConfig& config, const observe::Host& host, ob
   auto sink =
       observe::NatsSink::open(host, std::move(options), {nats.spool, nats.spool_bytes, nats.spool_age},
                               losses, [](const Error& error) { spdlog::error("NATS: {}", error.message()); });
-  if (!sink) return fail(sink.error());
+  if (!sink) return fail(sink.error().with_context("observe.nats.spool"));
+  sinks.start = [sink = sink->get()] {
+    auto started = sink->start();
+    return started ? started : fail(started.error().with_context("observe.nats"));
+  };
   sinks.shipping = [sink = sink->get()] {
     const observe::NatsFigures& figures = sink->figures();
     return Snapshot::Shipping{sink->spool(), figures.connected, figures.sent, figures.acknowledged,
@@ -164,20 +170,51 @@ WebServer::Routes routes_of(Observation& observation, const Pulse& pulse, const 
   return routes;
 }
 
-Result<void> serve(const ObserveConfig& config, Observation& observation, const Pulse& pulse, Web& web) {
+// What the server listens on, and where.
+struct Listeners {
   std::vector<WebServer::Address> addresses;
+  service::SocketFile file;
+  std::string text;
+};
+
+// The port may have been left to the kernel.
+std::string name_of(const UniqueFd& listener) {
+  sockaddr_storage name{};
+  socklen_t length = sizeof name;
+  if (::getsockname(listener.get(), reinterpret_cast<sockaddr*>(&name), &length) != 0)
+    return "an unknown port";
+  return to_string(SocketAddress(reinterpret_cast<const sockaddr*>(&name), length));
+}
+
+Result<Listeners> listen(const ObserveConfig& config) {
+  Listeners listeners;
   auto unix_socket = service::listen_at(config.socket, config.socket_mode, SOCK_STREAM);
   if (!unix_socket) return fail(unix_socket.error());
-  addresses.push_back({std::move(*unix_socket), true});
-  if (!config.listen.empty()) {
-    auto tcp = observe::listen_at_tcp(config.listen);
-    if (!tcp) return fail(Error(tcp.error().code(), "observe.listen: " + tcp.error().message()));
-    addresses.push_back({std::move(*tcp), false});
-  }
-  auto server = WebServer::start(std::move(addresses), routes_of(observation, pulse, web));
-  if (!server) return fail(server.error());
-  web.server = std::move(*server);
-  return {};
+  listeners.text = config.socket;
+  listeners.file = std::move(unix_socket->file);
+  listeners.addresses.push_back({std::move(unix_socket->fd), true});
+  if (config.listen.empty()) return listeners;
+  auto tcp = observe::listen_at_tcp(config.listen);
+  if (!tcp) return fail(Error(tcp.error().code(), "observe.listen: " + tcp.error().message()));
+  listeners.text += " and http://" + name_of(*tcp) + "/";
+  listeners.addresses.push_back({std::move(*tcp), false});
+  return listeners;
+}
+
+Result<std::unique_ptr<observe::Observer>> observer_of(const ObserveConfig& config,
+                                                       const observe::CgroupPaths& paths) {
+  auto filter = filter_of(config, paths);
+  if (!filter) return fail(filter.error());
+  observe::ObserverOptions options;
+  options.filter = std::move(*filter);
+  options.ring_bytes = config.ring_bytes;
+  options.services = config.kernel_services;
+  options.exact_progress = config.exact_progress;
+  options.first_sequence = first_sequence();
+  auto observer = observe::Observer::open(options);
+  if (observer)
+    for (const std::string& limit : (*observer)->limits()) spdlog::warn("{}", limit);
+  return observer;
 }
 
 void reload(const Config& before, const std::function<Result<Config>()>& read_again, Observation& observation,
@@ -187,23 +224,22 @@ void reload(const Config& before, const std::function<Result<Config>()>& read_ag
   const auto filter = config ? filter_of(config->observe, paths) : fail(config.error());
   const auto done = filter ? observation.set_filter(*filter) : fail(filter.error());
   if (!done) return spdlog::error("the configuration stays as it was: {}", done.error().message());
-  const ObserveConfig &old = before.observe, &now = config->observe;
-  if (old.socket != now.socket || old.listen != now.listen || old.jsonl != now.jsonl ||
-      old.nats.servers != now.nats.servers || old.rate_limit != now.rate_limit || old.region != now.region)
-    spdlog::warn("of [observe], only the filter changes without a new start");
+  std::string names;
+  for (const std::string& key : changed_keys(before.observe, config->observe))
+    names += (names.empty() ? "" : ", ") + key;
+  if (!names.empty()) spdlog::warn("these change with a new start only: {}", names);
   spdlog::set_level(spdlog::level::from_str(config->log_level));
   spdlog::info("configuration read again");
 }
 
 Result<void> run(const Config& config, const std::function<Result<Config>()>& read_again,
-                 Observation& observation, const observe::CgroupPaths& paths, Pulse& pulse) {
+                 Observation& observation, const observe::CgroupPaths& paths, Pulse& pulse,
+                 const std::string& addresses) {
   const auto signals = service::signals();
   if (!signals) return fail(signals.error());
   const auto watchdog = service::watchdog_interval();
   service::ready("observing");
-  spdlog::info("ready: observing all TCP connections that the filter lets through; to ask: {}{}{}",
-               config.observe.socket, config.observe.listen.empty() ? "" : " and http://",
-               config.observe.listen);
+  spdlog::info("ready: observing all TCP connections that the filter lets through; to ask: {}", addresses);
   auto tidied = Clock::now();
   for (;;) {
     std::array<pollfd, 2> entries{{{observation.fd(), POLLIN, 0}, {signals->get(), POLLIN, 0}}};
@@ -248,28 +284,25 @@ Result<void> observe(const Config& config, const std::function<Result<Config>()>
   observe::Losses losses;
   auto sinks = sinks_of(own, *host, losses);
   if (!sinks) return fail(sinks.error());
-  observe::ObserverOptions options;
-  auto filter = filter_of(own, paths);
-  if (!filter) return fail(filter.error());
-  options.filter = std::move(*filter);
-  options.ring_bytes = own.ring_bytes;
-  options.exact_progress = own.exact_progress;
-  options.first_sequence = first_sequence();
-  auto observer = observe::Observer::open(options);
+  auto observer = observer_of(own, paths);
   if (!observer) return fail(observer.error());
-  for (const std::string& limit : (*observer)->limits()) spdlog::warn("{}", limit);
-
+  auto listeners = listen(own);
+  if (!listeners) return fail(listeners.error());
+  // To read the kernel's tables and to make those of another filter; the other one, where it was given, to
+  // find the path of a cgroup without looking at all of them. All that follows may have threads.
+  if (auto done = service::drop_privileges({CAP_BPF, CAP_DAC_READ_SEARCH}); !done) return done;
+  if (auto done = sinks->start(); !done) return done;
   Observation observation(
       {*host, own.services, {own.rate_limit, own.queue}},
       {std::move(*observer), std::move(paths), std::move(sinks->all), std::move(sinks->shipping)}, losses,
       [](const Error& error) { spdlog::error("a record was lost: {}", error.message()); });
   Pulse pulse;
   Web web;  // ends before what it asks
-  if (auto done = serve(own, observation, pulse, web); !done) return done;
-  // To read the kernel's tables and to make those of another filter; the other one, where it was given, to
-  // find the path of a cgroup without looking at all of them.
-  if (auto done = service::drop_privileges({CAP_BPF, CAP_DAC_READ_SEARCH}); !done) return done;
-  return run(config, read_again, observation, paths_of_filter, pulse);
+  auto server = WebServer::start(std::move(listeners->addresses), routes_of(observation, pulse, web));
+  if (!server) return fail(server.error());
+  web.server = std::move(*server);
+  const service::SocketFile file = std::move(listeners->file);  // ends before the socket is closed
+  return run(config, read_again, observation, paths_of_filter, pulse, listeners->text);
 }
 
 }  // namespace sockalarm::daemon

@@ -25,13 +25,14 @@ constexpr std::chrono::milliseconds kPause{100};  // without accepting, when des
 
 }  // namespace
 
-Server::Server(const Config& config, KernelSide& kernel, UniqueFd listener)
+Server::Server(const Config& config, KernelSide& kernel, service::Listener listener)
     : config_(config),
       shared_{kernel,           std::make_shared<Accounts>(config.user), roll_, Clock::now(), config.slots,
               config.ring_bytes},
       listener_(std::move(listener)) {}
 
-Result<std::unique_ptr<Server>> Server::create(const Config& config, KernelSide& kernel, UniqueFd listener) {
+Result<std::unique_ptr<Server>> Server::create(const Config& config, KernelSide& kernel,
+                                               service::Listener listener) {
   std::unique_ptr<Server> server(new Server(config, kernel, std::move(listener)));
   if (!server->close_promptly_.works())
     return fail(Error::from_errno(errno, "timer_create() for refused connections"));
@@ -100,7 +101,7 @@ void Server::accept_one(UniqueFd socket) {
 // A bounded number, so that signals and the watchdog get their turn.
 void Server::accept_all() {
   for (int i = 0; i < 64; ++i) {
-    UniqueFd socket(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    UniqueFd socket(::accept4(listener_.fd.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (socket) {
       accept_one(std::move(socket));
     } else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
@@ -130,6 +131,7 @@ void Server::reload(const std::function<Result<Config>()>& read_again) {
 
 void Server::leave() {
   service::stopping();
+  listener_.file = {};
   for (const auto& [uid, lane] : lanes_) lane->leave();
   const auto until = Clock::now() + kLeaving;
   for (const auto& [uid, lane] : lanes_) {
@@ -152,7 +154,7 @@ Result<void> Server::run(const std::function<Result<Config>()>& read_again) {
                shared_.kernel.sizes().sockets, shared_.kernel.sizes().clients);
   for (;;) {
     std::array<pollfd, 3> entries{
-        {{listener_.get(), POLLIN, 0}, {signal_fd->get(), POLLIN, 0}, {shared_.kernel.idle(), POLLIN, 0}}};
+        {{listener_.fd.get(), POLLIN, 0}, {signal_fd->get(), POLLIN, 0}, {shared_.kernel.idle(), POLLIN, 0}}};
     const int count =
         ::poll(entries.data(), entries.size(), watchdog ? static_cast<int>(watchdog->count()) : -1);
     if (count < 0 && errno != EINTR) return fail(Error::from_errno(errno, "poll()"));

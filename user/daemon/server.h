@@ -13,6 +13,7 @@
 #include "daemon/config.h"
 #include "daemon/lane.h"
 #include "daemon/prompt_close.h"
+#include "daemon/service.h"
 
 namespace sockalarm::daemon {
 
@@ -20,14 +21,15 @@ namespace sockalarm::daemon {
 class Server {
  public:
   // listener: a listening socket of type SOCK_SEQPACKET. Takes over the clients that are in the kernel.
-  static Result<std::unique_ptr<Server>> create(const Config& config, KernelSide& kernel, UniqueFd listener);
+  static Result<std::unique_ptr<Server>> create(const Config& config, KernelSide& kernel,
+                                                service::Listener listener);
   ~Server();  // also after an error: clients stay in the kernel
 
   // Until SIGTERM or SIGINT, which must be blocked; SIGHUP reads the configuration again.
   Result<void> run(const std::function<Result<Config>()>& read_again);
 
  private:
-  Server(const Config& config, KernelSide& kernel, UniqueFd listener);
+  Server(const Config& config, KernelSide& kernel, service::Listener listener);
   Result<void> adopt();
   void accept_all();
   void accept_one(UniqueFd socket);
@@ -38,7 +40,7 @@ class Server {
   Config config_;
   Roll roll_;
   Shared shared_;
-  const UniqueFd listener_;
+  service::Listener listener_;
   const PromptClose close_promptly_;
   std::map<uid_t, std::unique_ptr<Lane>> lanes_;
 };

@@ -29,7 +29,21 @@ sigset_t our_signals() {
   return set;
 }
 
+// Of what is at the path; {0, 0}: nothing.
+std::pair<dev_t, ino_t> inode_at(const std::string& path) {
+  struct stat status{};
+  if (::lstat(path.c_str(), &status) != 0) return {};
+  return {status.st_dev, status.st_ino};
+}
+
 }  // namespace
+
+SocketFile::SocketFile(std::string path) : path_(std::move(path)), inode_(inode_at(path_)) {}
+
+// What cannot be taken away, as in a directory of somebody else's, the next one replaces.
+SocketFile::~SocketFile() {
+  if (!path_.empty() && inode_at(path_) == inode_) ::unlink(path_.c_str());
+}
 
 Result<UniqueFd> passed_listener() {
   const int count = ::sd_listen_fds(1);
@@ -45,7 +59,7 @@ Result<UniqueFd> passed_listener() {
   return fd;
 }
 
-Result<UniqueFd> listen_at(const std::string& path, mode_t mode, int type) {
+Result<Listener> listen_at(const std::string& path, mode_t mode, int type) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof address.sun_path)
@@ -61,11 +75,14 @@ Result<UniqueFd> listen_at(const std::string& path, mode_t mode, int type) {
   std::filesystem::create_directory(std::filesystem::path(path).parent_path(), ignored);
   struct stat status{};
   if (::lstat(path.c_str(), &status) == 0 && S_ISSOCK(status.st_mode)) ::unlink(path.c_str());
-  UniqueFd fd(::socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!fd || ::bind(fd.get(), name, sizeof address) != 0 || ::chmod(path.c_str(), mode) != 0 ||
-      ::listen(fd.get(), 256) != 0)
+  Listener listener;
+  listener.fd = UniqueFd(::socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!listener.fd || ::bind(listener.fd.get(), name, sizeof address) != 0)
     return fail(Error::from_errno(errno, "listening at " + path));
-  return fd;
+  listener.file = SocketFile(path);
+  if (::chmod(path.c_str(), mode) != 0 || ::listen(listener.fd.get(), 256) != 0)
+    return fail(Error::from_errno(errno, "listening at " + path));
+  return listener;
 }
 
 void block_signals() {

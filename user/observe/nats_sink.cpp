@@ -29,9 +29,10 @@ Result<std::unique_ptr<NatsSink>> NatsSink::open(Host host, NatsOptions options,
   std::unique_ptr<NatsSink> sink(new NatsSink(std::move(host), std::move(*spool)));
   sink->publisher_ =
       std::make_unique<NatsPublisher>(std::move(options), *sink->spool_, replay, std::move(on_error));
-  if (auto started = sink->publisher_->start(); !started) return fail(started.error());
   return sink;
 }
+
+Result<void> NatsSink::start() { return publisher_->start(); }
 
 Result<void> NatsSink::write(const Record& record) {
   const auto number =

@@ -54,9 +54,12 @@ class NatsSink final : public Sink {
   // Of the sending thread, once per row of failures; of a damaged spool also of open().
   using ErrorHook = std::function<void(const Error&)>;
 
-  // There need be no server yet. `losses` outlives the sink.
+  // Opens the spool and makes no thread yet. `losses` outlives the sink.
   static Result<std::unique_ptr<NatsSink>> open(Host host, NatsOptions options, Spool::Options spool,
                                                 Losses& losses, ErrorHook on_error);
+  // Begins to send; there need be no server yet. Once. Makes threads, and the library has some for good. The
+  // credentials are read again for each connection.
+  Result<void> start();
   ~NatsSink() override;  // what is not acknowledged stays in the spool
 
   Result<void> write(const Record& record) override;
