@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "harness/ports.h"
+#include "observe/nats_reader.h"
 #include "observe/nats_server.h"
 #include "observe/samples.h"
 
@@ -178,7 +179,7 @@ TEST_F(Nats, SaysThatTheStreamIsNotThereOrForgetsTooSoon) {
   server_.start();
   {
     const auto sink = open(options());
-    EXPECT_TRUE(eventually([&] { return told_of("make it with the subject sockalarm.v1.>"); }, 60s));
+    EXPECT_TRUE(eventually([&] { return told_of("stream not found; make it: nats stream add"); }, 60s));
   }
   Consumer consumer(server_.url());
   consumer.make_stream(1, 2min);
@@ -222,6 +223,94 @@ TEST_F(Nats, AnAgentThatMayNotAskForTheStreamSends) {
   EXPECT_EQ(errors_.size(), 1U);
 }
 
+TEST_F(Nats, ABrokerWithoutJetStreamOrStreamIsToldOfWithWhatToDo) {
+  const std::string port = free_port();
+  std::optional<ServerProcess> plain(std::in_place, folder_, "plain",
+                                     std::vector<std::string>{"nats-server", "-a", "127.0.0.1", "-p", port});
+  NatsOptions given = options();
+  given.servers = "nats://agent:secret@127.0.0.1:" + port;
+  const auto sink = open(given);
+  ASSERT_TRUE(sink);
+  write(*sink, 1, 1);
+  EXPECT_TRUE(eventually([&] { return told_of("there is no JetStream for the stream 'SOCKALARM'"); }, 60s));
+  EXPECT_TRUE(told_of("`jetstream {}`"));
+  plain.reset();
+  NatsServer next(folder_, "next", port);
+  next.start();
+  EXPECT_TRUE(
+      eventually([&] { return told_of("nats stream add SOCKALARM --subjects 'sockalarm.v1.>'"); }, 60s));
+  Consumer(next.url()).make_stream(1, 1h);
+  EXPECT_TRUE(all_acknowledged(*sink));
+  EXPECT_TRUE(told_of("nats://***@127.0.0.1:" + port));
+  EXPECT_FALSE(told_of("secret"));
+}
+
+TEST_F(Nats, TlsIsNotLeftToTheServer) {
+  server_.start();
+  Consumer consumer(server_.url());  // it is there
+  NatsOptions given = options();
+  given.servers = "tls://agent:secret@" + server_.url().substr(7);
+  const auto sink = open(given);
+  ASSERT_TRUE(sink);
+  EXPECT_TRUE(eventually([&] { return told_of("no connection"); }, 60s));
+  EXPECT_FALSE(sink->figures().connected);
+  EXPECT_FALSE(told_of("secret"));
+}
+
+TEST_F(Nats, AReaderTellsNoPassword) {
+  NatsServer strict(folder_, "strict", free_port(), {"--user", "other", "--pass", "password"});
+  strict.start();
+  Consumer consumer(strict.url("other:password@"));
+  for (const auto& servers : {strict.url("agent:secret@"), std::string("nats://agent:secret@127.0.0.1:1"),
+                              std::string("agent:secret@[::1:4222")}) {
+    StreamOptions asked;
+    asked.servers = servers;
+    asked.durable = "one";
+    const auto reader = StreamReader::open(asked);
+    ASSERT_FALSE(reader);
+    EXPECT_EQ(reader.error().message().find("secret"), std::string::npos) << reader.error().message();
+    EXPECT_NE(reader.error().message().find("***@"), std::string::npos) << reader.error().message();
+  }
+}
+
+TEST(NatsServers, AreShownWithoutLogins) {
+  const std::pair<const char*, const char*> cases[]{
+      {"", ""},
+      {"nats://host:4222", "nats://host:4222"},
+      {"nats://user:secret@host:4222", "nats://***@host:4222"},
+      {"nats://secret@host", "nats://***@host"},
+      {"user:secret@host", "***@host"},
+      {"secret@[::1]:4222", "***@[::1]:4222"},
+      {"nats://a:4222, tls://u:secret@b:4222 ,nats://c", "nats://a:4222, tls://***@b:4222 ,nats://c"},
+      {"nats://u:secret@a,nats://secret@b", "nats://***@a,nats://***@b"},
+      {"nats://u:secr@et@a,nats://b", "nats://***@a,nats://b"},
+      {"nats://u:sec,ret@a", "nats://***@a"},
+      {"nats://u:secr://et@a,nats://b", "nats://***@a,nats://b"},
+      {"nats://u:sec ret@a", "nats://***@a"},
+      {"a:4222,u:secret@b", "***@b"},
+      {"cannot reach nats://u:secret@a:4222: refused", "cannot reach nats://***@a:4222: refused"},
+      {"cannot reach 'u:secret@a'", "cannot reach '***@a'"},
+      {"Authorization Violation", "Authorization Violation"},
+      {"://", "://"},
+      {"@", "***@"}};
+  for (const auto& [given, shown] : cases) EXPECT_EQ(without_logins(given), shown) << given;
+}
+
+TEST(NatsServers, AreRefusedIfTheyAreNone) {
+  for (const char* wrong : {"", " , ", "http://h", "nats://", "nats://u:secret@", "h:", "h:0", "h:65536",
+                            "h:http", "::1:4222", "[::1", "[]:4222", "[::1]4222", "nats://secret@h x"}) {
+    const auto options =
+        nats_options({.servers = wrong, .credentials = {}, .authorities = {}, .name = "test"}, 100ms);
+    ASSERT_FALSE(options) << wrong;
+    EXPECT_NE(options.error().message().find("separated by commas, as nats://host:4222"), std::string::npos);
+    EXPECT_EQ(options.error().message().find("secret"), std::string::npos) << options.error().message();
+  }
+  for (const char* right :
+       {"h", "nats://h", "tls://u:p@h:4222", "h:1,[::1]:65535", " nats://[::1] ,h", "nats://h:4222/"})
+    EXPECT_TRUE(nats_options({.servers = right, .credentials = {}, .authorities = {}, .name = "test"}, 100ms))
+        << right;
+}
+
 TEST_F(Nats, CredentialsThatAreRefusedAreTriedAgain) {
   const std::string port = free_port();
   const auto configure = [&](const std::string& password) {
@@ -236,6 +325,7 @@ TEST_F(Nats, CredentialsThatAreRefusedAreTriedAgain) {
   const auto sink = open(given);
   ASSERT_TRUE(sink);
   ASSERT_TRUE(eventually([&] { return told_of("no connection"); }, 60s));
+  EXPECT_TRUE(eventually([&] { return told_of("(Authorization Violation)"); }, 60s));
   ASSERT_TRUE(eventually(
       [&] {
         const std::string log = contents(folder_ / "strict.log");

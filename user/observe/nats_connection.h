@@ -24,6 +24,16 @@ using NatsOwned = std::unique_ptr<T, NatsDeleter>;
 // A name as a part of a subject: what separates or matches parts becomes '_', an empty one is "none".
 std::string nats_token(std::string_view name);
 
+// A list of servers, or what the library says of one, as it may be shown: who logs in, by which password or
+// token, is left out: nats://***@host:4222.
+std::string without_logins(std::string_view text);
+
+std::string shown_servers(std::string_view list);  // in quotes
+
+// The command that makes a stream for records (docs/fleet.md).
+std::string make_stream(const std::string& stream);
+
+// What failed, and what the library says of it on this thread.
 Error nats_error(natsStatus status, const std::string& what);
 
 // How to reach the servers.
@@ -36,7 +46,9 @@ struct NatsServers {
 
 // What the agent and a reader have in common: the library connects again by itself, to any of the servers, at
 // first after `least`, with jitter, which keeps hosts apart. A server that vanished without a word is
-// noticed, and so is one that takes nothing: nobody waits longer than this to write to it.
+// noticed, and so is one that takes nothing: nobody waits longer than this to write to it. Errors say what
+// was given, expected, and is to be done: servers that are none, files that cannot be read or are something
+// else.
 inline constexpr std::chrono::milliseconds kNatsWriteDeadline{2000};
 Result<NatsOwned<natsOptions>> nats_options(const NatsServers& servers, std::chrono::milliseconds least);
 

@@ -253,7 +253,7 @@ Result<void> NatsPublisher::connect() {
   status = natsConnection_Connect(&connection, made);
   connection_.reset(connection);
   if (status != NATS_OK && status != NATS_NOT_YET_CONNECTED)
-    return fail(nats_error(status, "the NATS servers " + sockalarm::quoted(options_.servers)));
+    return fail(nats_error(status, "the NATS servers " + shown_servers(options_.servers)));
   if (status == NATS_OK) {  // of which no callback tells
     const MutexLock lock(heard_mutex_);
     heard_.connected = true;
@@ -262,7 +262,9 @@ Result<void> NatsPublisher::connect() {
   status =
       natsConnection_Subscribe(&answers, connection, (inbox_ + ".*").c_str(), NatsCallbacks::answer, key);
   answers_.reset(answers);
-  if (status != NATS_OK) return fail(nats_error(status, "natsConnection_Subscribe()"));
+  // The library may have given up already (see usable(), which makes the connection anew).
+  if (status != NATS_OK && status != NATS_CONNECTION_CLOSED)
+    return fail(nats_error(status, "natsConnection_Subscribe()"));
   return {};
 }
 
@@ -284,6 +286,18 @@ void NatsPublisher::tell(const Error& error) const {
   if (on_error_) on_error_(error);
 }
 
+void NatsPublisher::tell_once(std::string& told, const Error& error) const {
+  if (told == error.message()) return;
+  told = error.message();
+  tell(error);
+}
+
+std::string NatsPublisher::why_not_connected() const {
+  const char* said = nullptr;
+  if (!connection_ || natsConnection_GetLastError(connection_.get(), &said) == NATS_OK) return "";
+  return said == nullptr || *said == '\0' ? "" : " (" + escaped(without_logins(said)) + ")";
+}
+
 NatsPublisher::Heard NatsPublisher::take_heard() {
   const MutexLock lock(heard_mutex_);
   return std::exchange(heard_, {});
@@ -297,21 +311,26 @@ bool NatsPublisher::usable() {
     if (!connect_) connect_ = now + kAgain;
     if (*connect_ <= now) {
       connect_.reset();
-      if (auto connected = connect(); !connected) tell(connected.error());
+      if (auto connected = connect(); !connected)
+        tell_once(told_connect_, connected.error());
+      else
+        told_connect_.clear();
     }
   }
   const Heard heard = take_heard();
-  if (!heard.error.empty() && heard.error != told_error_) {
-    told_error_ = heard.error;
-    tell(Error(std::make_error_code(std::errc::operation_not_permitted), "NATS: " + heard.error));
-  }
+  if (!heard.error.empty())
+    tell_once(told_error_, Error(std::make_error_code(std::errc::operation_not_permitted),
+                                 "the broker says: " + escaped(without_logins(heard.error))));
   if (heard.stream) judge_stream(*heard.stream);
   const bool up = connection_ && natsConnection_Status(connection_.get()) == NATS_CONN_STATUS_CONNECTED;
   figures_.connected = up;
-  if (!up && told_connected_ != std::optional(false))
+  // Why may be known later than that.
+  const std::string why = up ? "" : why_not_connected();
+  if (!up && (told_connected_ != std::optional(false) || (!told_why_ && !why.empty())))
     tell(Error(std::make_error_code(std::errc::not_connected), "no connection to the NATS servers " +
-                                                                   sockalarm::quoted(options_.servers) +
+                                                                   shown_servers(options_.servers) + why +
                                                                    "; the spool keeps what comes"));
+  told_why_ = !why.empty() || (!up && told_why_);
   told_connected_ = up;
   if (up && (heard.connected || (ask_ && *ask_ <= now))) ask_for_stream();
   return up;
@@ -325,27 +344,42 @@ void NatsPublisher::ask_for_stream() {
   natsConnection_PublishRequest(connection_.get(), subject.c_str(), (inbox_ + ".stream").c_str(), nullptr, 0);
 }
 
+// Nobody may answer, or nobody lead the stream, for a moment after a start: that is told of the second time.
 void NatsPublisher::judge_stream(const std::string& answer) {
   constexpr int kNotFound = 404, kUnavailable = 503;
   const auto json = nlohmann::json::parse(answer, nullptr, false);
   const auto error = json.is_object() ? json.value("error", nlohmann::json::object()) : nlohmann::json();
-  if (answer.empty() || (error.is_object() && error.value("code", 0) == kUnavailable)) {
-    ask_ = Clock::now() + kAgain;  // no leader yet
-  } else if (!error.is_object()) {
+  const int code = error.is_object() ? error.value("code", 0) : 0;
+  const std::string stream = "the stream " + sockalarm::quoted(escaped(options_.stream));
+  const auto say = [&](std::error_code what, const std::string& text) {
+    tell_once(told_stream_, Error(what, text));
+  };
+  if (answer.empty() || code == kUnavailable) {
+    ask_ = Clock::now() + kAgain;
+    if (std::exchange(unanswered_, true))
+      say(std::make_error_code(std::errc::not_supported),
+          "there is no JetStream for " + stream + " on " + shown_servers(options_.servers) + " (" +
+              (answer.empty() ? "nobody answers" : escaped(error.value("description", ""))) +
+              "); enable it, by `jetstream {}` in the configuration of nats-server and for the account, or "
+              "see why the leaf node has no connection to its hub; the spool keeps what comes");
     return;
-  } else if (const int code = error.value("code", 0); code != 0) {
-    tell(Error(std::make_error_code(std::errc::not_connected),
-               "the stream " + sockalarm::quoted(options_.stream) + ": " + error.value("description", "") +
-                   (code == kNotFound ? "; make it with the subject sockalarm.v1.>" : "")));
-  } else if (const auto window = std::chrono::nanoseconds(
-                 json.value("config", nlohmann::json::object()).value("duplicate_window", std::int64_t{0}));
-             window < replay_) {
-    tell(Error(Errc::invalid_options,
-               "the stream " + sockalarm::quoted(options_.stream) + " knows duplicates for " +
+  }
+  unanswered_ = false;
+  if (!error.is_object()) return;
+  if (code != 0)
+    return say(std::make_error_code(std::errc::not_connected),
+               stream + " on " + shown_servers(options_.servers) + ": " +
+                   escaped(error.value("description", "")) +
+                   (code == kNotFound ? "; make it: " + make_stream(options_.stream) : ""));
+  const auto window = std::chrono::nanoseconds(
+      json.value("config", nlohmann::json::object()).value("duplicate_window", std::int64_t{0}));
+  if (window < replay_)
+    return say(make_error_code(Errc::invalid_options),
+               stream + " knows duplicates for " +
                    std::to_string(std::chrono::duration_cast<std::chrono::seconds>(window).count()) +
                    " s, but the spool sends again for " + std::to_string(replay_.count()) +
-                   " s: events may come twice; raise its duplicate window"));
-  }
+                   " s: events may come twice; raise its duplicate window, or lower the spool's age");
+  told_stream_.clear();
 }
 
 void NatsPublisher::send_what_is_due() {

@@ -102,6 +102,8 @@ class NatsPublisher {
   void ask_for_stream();
   void judge_stream(const std::string& answer);
   void tell(const Error& error) const;
+  void tell_once(std::string& told, const Error& error) const;  // unless it is what was told last
+  std::string why_not_connected() const;
   Heard take_heard();
 
   const NatsOptions options_;
@@ -116,9 +118,11 @@ class NatsPublisher {
   NatsOwned<natsSubscription> answers_;
   Mutex heard_mutex_;
   Heard heard_ GUARDED_BY(heard_mutex_);
-  std::optional<bool> told_connected_;              // the last that on_error was told of
-  std::string told_error_;                          // the same
-  std::optional<Clock::time_point> ask_, connect_;  // again, then
+  std::optional<bool> told_connected_;                   // the last that on_error was told of
+  std::string told_error_, told_connect_, told_stream_;  // the same
+  bool told_why_ = false;                                // of the connection that there is not
+  bool unanswered_ = false;                              // the last question for the stream
+  std::optional<Clock::time_point> ask_, connect_;       // again, then
   std::thread thread_;
 };
 

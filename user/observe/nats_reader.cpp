@@ -109,7 +109,7 @@ Result<void> StreamReader::Impl::connect() {
   const natsStatus status = natsConnection_Connect(&opened, made->get());
   connection.reset(opened);
   if (status != NATS_OK)
-    return fail(nats_error(status, "cannot reach the NATS servers " + sockalarm::quoted(options.servers)));
+    return fail(nats_error(status, "cannot reach the NATS servers " + shown_servers(options.servers)));
   jsOptions js;
   jsOptions_Init(&js);
   js.Wait = kAskMilliseconds;
@@ -124,23 +124,19 @@ Error StreamReader::Impl::explain(natsStatus status, jsErrCode code, const std::
   const auto error = [&](const std::string& text) {
     return Error(std::make_error_code(std::errc::not_connected), text);
   };
-  const std::string stream = sockalarm::quoted(escaped(options.stream)),
-                    servers = sockalarm::quoted(options.servers);
+  const std::string stream = sockalarm::quoted(escaped(options.stream));
   if (code == JSStreamNotFoundErr)
-    return error(
-        "there is no stream " + stream + " on " + servers + "; make it:\n  nats stream add " +
-        options.stream +
-        " --subjects 'sockalarm.v1.>' --storage file --replicas 3 --dupe-window 24h --max-age 7d --defaults");
+    return error("there is no stream " + stream + " on " + shown_servers(options.servers) + "; make it:\n  " +
+                 make_stream(options.stream));
   if (status == NATS_NO_RESPONDERS || code == JSNotEnabledErr || code == JSNotEnabledForAccountErr)
-    return error("there is no JetStream on " + servers + ", or not for this account");
+    return error("there is no JetStream on " + shown_servers(options.servers) +
+                 ", or not for this account; enable it by `jetstream {}` in the configuration of "
+                 "nats-server, and for the account");
   const char* said = nullptr;
   natsConnection_GetLastError(connection.get(), &said);
-  if (status == NATS_TIMEOUT && said != nullptr && *said != '\0') return error(what + ": " + escaped(said));
-  natsStatus of_thread = NATS_OK;
-  const char* const detail = nats_GetLastError(&of_thread);
-  return error(
-      what + ": " + natsStatus_GetText(status) +
-      (detail != nullptr && of_thread == status && *detail != '\0' ? " (" + escaped(detail) + ")" : ""));
+  if (status == NATS_TIMEOUT && said != nullptr && *said != '\0')
+    return error(what + ": " + escaped(without_logins(said)));
+  return nats_error(status, what);
 }
 
 Result<OwnedInfo<jsConsumerInfo>> StreamReader::Impl::info() {
