@@ -99,7 +99,7 @@ TEST(Totals, TheNameThatWasUnusedForLongestMakesRoom) {
     return kernel;
   };
   totals.update(here({1, 2, 3}));
-  for (const std::uint64_t cgroup : {2, 1, 3}) totals.forgotten(counted(cgroup, 1).key);
+  for (const std::uint64_t cgroup : {2u, 1u, 3u}) totals.forgotten(counted(cgroup, 1).key);
   totals.update(here({2}));  // used again
   totals.forgotten(counted(2, 1).key);
   for (const auto& [next, goes] : {std::pair(4, "s1.service"), std::pair(5, "s3.service")}) {

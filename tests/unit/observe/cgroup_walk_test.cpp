@@ -135,12 +135,12 @@ TEST_F(CgroupWalkTest, ManyThatHaveGoneTakeOneWalk) {
 
 // Where there are more than it remembers, it walks again for those that it has dropped.
 TEST_F(CgroupWalkTest, WhatItHasDroppedHasNotGone) {
-  constexpr int kMost = 10;
+  constexpr std::size_t kMost = 10;
   std::vector<std::uint64_t> all;
-  for (int i = 0; i < 3 * kMost; ++i) all.push_back(make("/" + std::to_string(i)));
+  for (std::size_t i = 0; i < 3 * kMost; ++i) all.push_back(make("/" + std::to_string(i)));
   CgroupWalk walk = this->walk(kMost);
   for (int round = 0; round < 3; ++round)
-    for (int i = 0; i < 3 * kMost; ++i) {
+    for (std::size_t i = 0; i < all.size(); ++i) {
       EXPECT_TRUE(walk.exists(all[i]));
       EXPECT_EQ(walk.path(all[i]).value(), "/" + std::to_string(i));
       EXPECT_EQ(walk.path(kNobody - i).value(), std::nullopt);
