@@ -57,7 +57,7 @@ std::string upper(std::string_view text) {
   return copy;
 }
 
-std::optional<int> parse_number(std::string_view text) {
+std::optional<int> plain_number(std::string_view text) {
   int number = 0;
   if (text.empty() || text.find_first_not_of("0123456789") != std::string_view::npos) return std::nullopt;
   if (std::from_chars(text.data(), text.data() + text.size(), number).ec != std::errc{}) return std::nullopt;
@@ -71,7 +71,7 @@ bool is_realtime(int signal) { return signal >= SIGRTMIN && signal <= SIGRTMAX; 
 // `rest` follows RTMIN or RTMAX: nothing, or the sign and a distance.
 std::optional<int> parse_realtime(std::string_view rest, int base, char sign) {
   if (rest.empty()) return base;
-  const auto distance = rest.front() == sign ? parse_number(rest.substr(1)) : std::nullopt;
+  const auto distance = rest.front() == sign ? plain_number(rest.substr(1)) : std::nullopt;
   if (!distance || *distance > SIGRTMAX - SIGRTMIN) return std::nullopt;
   return sign == '+' ? base + *distance : base - *distance;
 }
@@ -89,7 +89,7 @@ std::string signal_name(int signal) {
 }
 
 std::optional<int> parse_signal(std::string_view text) {
-  if (const auto number = parse_number(text)) return number;
+  if (const auto number = plain_number(text)) return number;
   const std::string upper_case = upper(text);
   std::string_view name = upper_case;
   if (name.starts_with("SIG")) name.remove_prefix(3);
