@@ -18,7 +18,7 @@
 // made when nothing more can come: when the kernel's socket goes (or is used for another connection), after
 // the last local close and after the peer has acknowledged, refused or ignored what was sent last.
 //
-// The kernel does not enter a tracing program again while it runs on the same CPU (sockalarm.bpf.c): a change
+// Since 6.1 the kernel does not enter a tracing program again while it runs on the same CPU: a change
 // of state that comes in a softirq meanwhile goes unnoticed. So each program takes the socket as it finds it,
 // and makes up for what should have been noted before. For the end itself there is a second program, which
 // runs when the first is left out.

@@ -57,6 +57,9 @@ void abandon(int times) {
 
 class ObserveService : public ::testing::Test {
  protected:
+  // The observer is to write there, and has no right to write to what is another user's.
+  ObserveService() { require(::chown(folder_.text().c_str(), ::geteuid(), ::getegid()) == 0, "chown"); }
+
   std::string configure(const std::string& filter = "") {
     folder_.write("observe.toml", "[observe]\nsocket = \"" + socket() + "\"\nlisten = \"127.0.0.1:" + port_ +
                                       "\"\nregion = \"test\"\nhost = \"host\"\n" + further_ +
@@ -293,6 +296,8 @@ TEST_F(ObserveService, SaysWhyItDoesNotStart) {
               AllOf(HasSubstr("observe.listen"), HasSubstr("'::1:99999'"), HasSubstr("[::]:9465")));
   EXPECT_FALSE(std::filesystem::exists(folder_ / "o"));
   EXPECT_THAT(refused({"--jsonl", folder_ / "no/such/file"}, ""), HasSubstr("no/such/file"));
+  const ServerFolder of_another_user;
+  EXPECT_THAT(refused({"--jsonl", of_another_user / "file"}, ""), HasSubstr(of_another_user / "file"));
   EXPECT_THAT(refused({}, "[observe.filter]\ncgroups = [\"/nowhere.slice\"]\n"),
               AllOf(HasSubstr("observe.filter.cgroups"), HasSubstr("'/nowhere.slice'")));
 }

@@ -281,16 +281,17 @@ Result<void> observe(const Config& config, const std::function<Result<Config>()>
   };
   observe::CgroupPaths paths = open_paths();
   const observe::CgroupPaths paths_of_filter = open_paths();
-  observe::Losses losses;
-  auto sinks = sinks_of(own, *host, losses);
-  if (!sinks) return fail(sinks.error());
   auto observer = observer_of(own, paths);
   if (!observer) return fail(observer.error());
   auto listeners = listen(own);
   if (!listeners) return fail(listeners.error());
   // To read the kernel's tables and to make those of another filter; the other one, where it was given, to
-  // find the path of a cgroup without looking at all of them. All that follows may have threads.
+  // find the path of a cgroup without looking at all of them. All that follows may have threads; and what is
+  // written from now on, as when files rotate, is written with what is left, so it is opened with that.
   if (auto done = service::drop_privileges({CAP_BPF, CAP_DAC_READ_SEARCH}); !done) return done;
+  observe::Losses losses;
+  auto sinks = sinks_of(own, *host, losses);
+  if (!sinks) return fail(sinks.error());
   if (auto done = sinks->start(); !done) return done;
   Observation observation(
       {*host, own.services, {own.rate_limit, own.queue}},

@@ -7,6 +7,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <string_view>
 
@@ -121,7 +122,11 @@ Result<void> RotatingFileSink::write(const Record& record) {
   auto result = write_all(fd_.get(), options_.file.string(), line, written);
   if (result) {
     size_ += written;
-  } else if (written > 0 && ::ftruncate(fd_.get(), static_cast<off_t>(size_)) != 0) {
+  } else if (struct stat status{};
+             written > 0 &&
+             (::fstat(fd_.get(), &status) != 0 ||  // somebody may have cut it meanwhile
+              ::ftruncate(fd_.get(), std::max<off_t>(status.st_size - static_cast<off_t>(written), 0)) !=
+                  0)) {
     fd_.reset();  // half a line stays; its size is asked for anew
   }
   return result;

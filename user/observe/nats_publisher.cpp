@@ -225,16 +225,22 @@ NatsPublisher::~NatsPublisher() {
   if (thread_.joinable()) thread_.join();
 }
 
+// Connecting may take seconds for each server, which is the thread's time.
 Result<void> NatsPublisher::start() {
-  if (auto connected = connect(); !connected) return connected;
+  if (auto options = own_options(); !options) return fail(options.error());
+  connect_ = Clock::now();
   const BlockedSignals blocked;
   thread_ = std::thread([this] { run(); });
   return {};
 }
 
+Result<NatsOwned<natsOptions>> NatsPublisher::own_options() const {
+  return nats_options({options_.servers, options_.credentials, options_.authorities, "sockalarmd"},
+                      options_.least_backoff);
+}
+
 Result<void> NatsPublisher::connect() {
-  auto options = nats_options({options_.servers, options_.credentials, options_.authorities, "sockalarmd"},
-                              options_.least_backoff);
+  auto options = own_options();
   if (!options) return fail(options.error());
   natsOptions* const made = options->get();
   void* const key =

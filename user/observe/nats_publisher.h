@@ -94,6 +94,7 @@ class NatsPublisher {
     std::string error;                  // the last one of the server, as of a missing right
   };
 
+  Result<NatsOwned<natsOptions>> own_options() const;
   Result<void> connect();
   void run() noexcept;
   void send_what_is_due();

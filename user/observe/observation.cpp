@@ -10,6 +10,8 @@
 namespace sockalarm::observe {
 namespace {
 
+constexpr std::size_t kAtOnce = 256;  // cgroups or entries, some 2 us each, until records are read
+
 // With the sink that feeds those who follow.
 std::vector<std::unique_ptr<Sink>> with_feed(std::vector<std::unique_ptr<Sink>> sinks, EventFeed& feed) {
   sinks.push_back(std::make_unique<EventFeedSink>(feed));
@@ -29,12 +31,13 @@ Observation::Observation(Options options, Parts parts, Losses& losses, Exporter:
       observer_(std::move(parts.observer)),
       shipping_(std::move(parts.shipping)),
       losses_(losses),
-      totals_([this](std::uint64_t cgroup) -> std::optional<std::string> {
-                const MutexLock lock(mutex_);
-                const Workload* const workload = attribution_.find(cgroup);
-                return workload != nullptr ? std::optional(workload->service) : std::nullopt;
-              },
-              options_.services),
+      totals_(
+          [this](std::uint64_t cgroup) -> std::optional<std::string> {
+            const MutexLock lock(mutex_);
+            const Workload* const workload = attribution_.find(cgroup);
+            return workload != nullptr ? std::optional(workload->service) : std::nullopt;
+          },
+          options_.services),
       paths_(std::move(parts.paths)),
       attribution_([this](std::uint64_t cgroup)
                        NO_THREAD_SAFETY_ANALYSIS {  // with the lock, like attribution_
@@ -82,7 +85,6 @@ Result<void> Observation::tidy() {
     if (auto done = refresh(); !done) return done;
     unchanged = totals_.unchanged();
   }
-  constexpr std::size_t kAtOnce = 256;  // some 2 us each
   std::unordered_map<std::uint64_t, bool> here;
   std::vector<ServiceKey> gone;
   for (const ServiceKey& key : unchanged) {
@@ -101,12 +103,17 @@ Result<void> Observation::tidy() {
 }
 
 Result<void> Observation::forget(const std::vector<ServiceKey>& gone) {
-  const MutexLock lock(figures_);
-  refreshed_ = {};
-  if (auto done = refresh(); !done) return done;  // what they have counted meanwhile
-  for (const ServiceKey& key : gone) {
-    if (auto done = observer_->forget(key); !done) return done;
-    totals_.forgotten(key);
+  for (std::size_t begin = 0; begin < gone.size(); begin += kAtOnce) {
+    {
+      const MutexLock lock(figures_);
+      refreshed_ = {};
+      if (auto done = refresh(); !done) return done;  // what they have counted meanwhile
+      for (std::size_t i = begin; i < std::min(gone.size(), begin + kAtOnce); ++i) {
+        if (auto done = observer_->forget(gone[i]); !done) return done;
+        totals_.forgotten(gone[i]);
+      }
+    }
+    if (auto done = read(); !done) return done;
   }
   return {};
 }

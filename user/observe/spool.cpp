@@ -353,6 +353,8 @@ void Spool::give_up_segment() {
                                  std::to_string(read_next_) + " to " + std::to_string(segment->end() - 1) +
                                  " are lost");
   for (; read_next_ < segment->end(); ++read_next_) beyond_.insert(read_next_);
+  if (segment->first == segments_.back().first)
+    writing_.reset();  // what is appended to it would be lost, too
   settle();
   reading_.reset();
 }
@@ -421,12 +423,12 @@ void Spool::drop_oldest(Losses::Count& count) {
 }
 
 void Spool::apply_caps(std::uint64_t incoming) {
-  std::uint64_t bytes = incoming;
-  for (const Segment& segment : segments_) bytes += segment.size;
-  while (!segments_.empty() && bytes > options_.max_bytes) {
-    bytes -= segments_.front().size;
-    drop_oldest(losses_.spool_size);
-  }
+  const auto is_over = [&]() REQUIRES(mutex_) {  // anew each time: with the oldest others may go, too
+    std::uint64_t bytes = incoming;
+    for (const Segment& segment : segments_) bytes += segment.size;
+    return bytes > options_.max_bytes;
+  };
+  while (!segments_.empty() && is_over()) drop_oldest(losses_.spool_size);
   const auto now = now_by(CLOCK_BOOTTIME);
   while (!segments_.empty() && now - segments_.front().created > options_.max_age)
     drop_oldest(losses_.spool_age);

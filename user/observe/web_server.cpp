@@ -25,6 +25,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kChunk = 65536;
 // The library's own limit, at which it takes no more: those that are let go count until it has heard of that.
+constexpr std::chrono::milliseconds kGrace{100};  // for the request of a client that has just come
 constexpr unsigned kLibraryConnections = WebServer::kConnections + 32;
 
 struct DaemonDeleter {
@@ -154,19 +155,22 @@ void WebServer::Server::on_connection(void* given, MHD_Connection* handle, void*
   }
 }
 
-// For one more.
+// For one more. The oldest goes of those that have had time to ask and say nothing; else of those that do not
+// take their answer; else of those that have just come.
 void WebServer::Server::make_room(const Listener& listener) {
   unsigned count = 0;
-  Connection *silent = nullptr, *slow = nullptr;
+  Connection *silent = nullptr, *slow = nullptr, *fresh = nullptr;
+  const auto newest = Clock::now() + options.request - kGrace;  // of those that might have asked by now
   for (Connection& connection : connections) {
     if (connection.listener != &listener || connection.let_go) continue;
     ++count;
     if (connection.stream) continue;
-    Connection*& oldest = connection.asked ? slow : silent;
+    Connection*& oldest = connection.asked ? slow : connection.until > newest ? fresh : silent;
     if (oldest == nullptr) oldest = &connection;
   }
   if (count < kConnections) return;
-  if (Connection* const goes = silent != nullptr ? silent : slow; goes != nullptr) goes->let_it_go();
+  for (Connection* const goes : {silent, slow, fresh})
+    if (goes != nullptr) return goes->let_it_go();
 }
 
 MHD_Result WebServer::Server::on_request(void* given, MHD_Connection* handle, const char* path,

@@ -311,6 +311,35 @@ TEST(Spool, SaysWhichFileIsDamagedAndWhatBecameOfIt) {
   was_told(file.string() + ": no header of a segment");
 }
 
+TEST(Spool, WhatIsAppendedBehindDamageIsRead) {
+  Scene scene;
+  const auto spool = scene.open();
+  for (std::uint64_t number = 1; number <= 3; ++number) ASSERT_TRUE(spool->append(text_of(number)));
+  std::string damaged = contents(scene.only_segment());
+  ++damaged.back();
+  write_contents(scene.only_segment(), damaged);
+  EXPECT_EQ(spool->read(10).size(), 2U);
+  for (std::uint64_t number = 4; number <= 6; ++number) {
+    ASSERT_TRUE(spool->append(text_of(number)));
+    EXPECT_EQ(texts(spool->read(10)), std::vector{text_of(number)});
+  }
+  EXPECT_EQ(scene.losses.spool_corrupt, 1U);
+}
+
+TEST(Spool, WithTheOldestGoesNoMoreThanItsPlaceIsNeeded) {
+  Scene scene;
+  scene.options.max_bytes = 65536;
+  ASSERT_TRUE(scene.open()->append("small, since a restart begins another segment"));
+  const auto spool = scene.open();
+  for (std::uint64_t number = 2; number <= 50; ++number) {
+    ASSERT_TRUE(spool->append(std::string(1000, 'x')));
+    spool->acknowledge(number);  // but stays in its place, behind the first
+  }
+  for (std::uint64_t number = 51; number <= 80; ++number) ASSERT_TRUE(spool->append(std::string(1000, 'y')));
+  EXPECT_EQ(scene.losses.spool_size, 1U);
+  EXPECT_EQ(spool->state().pending, 30U);
+}
+
 TEST(Spool, RefusesCapsThatHoldNothing) {
   Scene scene;
   scene.options.max_bytes = 1000;
