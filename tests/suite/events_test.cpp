@@ -310,6 +310,22 @@ TEST_P(EventsTest, PeerLeftBeforeWatch) {
   EXPECT_EQ(journal.lines(), (std::vector<std::string>{"fin", "reset"}));
 }
 
+// Whoever looks first, the one who watches or the source, and what else it is at.
+TEST_P(EventsTest, AResetIsNoEndOfTheStream) {
+  SOCKALARM_WATCHER(watcher, GetParam());
+  for (int i = 0; i < 300; ++i) {
+    Connection connection = tcp_pair();
+    reset(connection.peer);
+    await_readable(connection.ours.get());
+    const auto watch = watcher.watch(connection.ours.get());
+    ASSERT_TRUE(watch) << watch.error().message();
+    Journal journal;
+    const auto alarm = watch->arm(journal.cause());
+    ASSERT_TRUE(journal.wait_for(1));
+    ASSERT_EQ(watch->seen() & (events::shut | events::eof), events::reset) << i;
+  }
+}
+
 TEST_P(EventsTest, PeerLeftBeforeAccept) {
   SOCKALARM_WATCHER(watcher, GetParam());
   const Listener listener = listen_on(AF_INET);

@@ -135,9 +135,8 @@ class PollSource final : public Source {
     const auto ready = momentary_events(flags) & entry.momentary;
     if (ready) news.push_back({cookie, ready, 0, 0, News::Certainty::exact});
 
-    const bool end_of_stream =
-        style_ == PollStyle::read_only && (flags & POLLIN) != 0 && all_was_read(entry.fd);
-    const Events hint = end_of_stream ? events::fin | events::eof : events_of_flags(flags);
+    Events hint = events_of_flags(flags);
+    if (!hint && style_ == PollStyle::read_only && (flags & POLLIN) != 0) hint = end_of_stream(entry.fd);
     if (hint) news.push_back({cookie, hint, 0, 0, News::Certainty::hint});
     // What cannot be masked, and what has to be asked again (an error that poll() shows a moment before
     // TCP_INFO does, unread data; RDHUP by our own shutdown(SHUT_RD), under which the peer's FIN is yet to

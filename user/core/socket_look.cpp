@@ -130,12 +130,17 @@ bool all_was_read(int fd) noexcept {
   return (poll_now(fd) & POLLERR) == 0 && ::recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
 }
 
+Events end_of_stream(int fd) noexcept {
+  if (!all_was_read(fd)) return events::none;
+  return (poll_now(fd) & POLLERR) != 0 ? events::reset : events::fin | events::eof;
+}
+
 Events look(int fd, StreamKind kind, PollStyle style) noexcept {
   Events found;
   if (style == PollStyle::read_only) {
     const auto flags = static_cast<short>(poll_now(fd) & ~kPollRdhup);
     found = events_of_flags(flags);
-    if (!found && (flags & POLLIN) != 0 && all_was_read(fd)) found = events::fin;
+    if (!found && (flags & POLLIN) != 0) found = end_of_stream(fd);
   } else {
 #if SOCKALARM_LINUX
     if (const auto info = kind.tcp ? info_of(fd) : std::nullopt)

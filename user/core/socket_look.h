@@ -38,4 +38,8 @@ Events events_of_flags(short flags) noexcept;
 // Nothing left to read before the end of the stream?
 bool all_was_read(int fd) noexcept;
 
+// Of a socket of which poll() had said no more than POLLIN: nothing, if that was data; else how the stream
+// ended. A reset may have come since, after which nothing is left to be read, either.
+Events end_of_stream(int fd) noexcept;
+
 }  // namespace sockalarm::detail
