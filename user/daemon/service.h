@@ -25,7 +25,8 @@ class SocketFile {
   explicit SocketFile(std::string path);  // which is there
   SocketFile(SocketFile&& from) noexcept { swap(from); }
   SocketFile& operator=(SocketFile&& from) noexcept {
-    SocketFile(std::move(from)).swap(*this);
+    SocketFile taken(std::move(from));
+    swap(taken);
     return *this;
   }
   SocketFile(const SocketFile&) = delete;
