@@ -297,7 +297,8 @@ TEST_F(ObserveService, SaysWhyItDoesNotStart) {
   EXPECT_FALSE(std::filesystem::exists(folder_ / "o"));
   EXPECT_THAT(refused({"--jsonl", folder_ / "no/such/file"}, ""), HasSubstr("no/such/file"));
   const ServerFolder of_another_user;
-  EXPECT_THAT(refused({"--jsonl", of_another_user / "file"}, ""), HasSubstr(of_another_user / "file"));
+  EXPECT_THAT(refused({"--jsonl", of_another_user / "file"}, ""),
+              AllOf(HasSubstr(of_another_user / "file"), HasSubstr("given up; give a folder of root's")));
   EXPECT_THAT(refused({}, "[observe.filter]\ncgroups = [\"/nowhere.slice\"]\n"),
               AllOf(HasSubstr("observe.filter.cgroups"), HasSubstr("'/nowhere.slice'")));
 }

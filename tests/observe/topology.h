@@ -156,9 +156,11 @@ class Host {
   }
 
   void start_observer() {
+    const std::filesystem::path own = folder_ / (name_ + "-records");  // the folder itself is nginx's
+    std::filesystem::create_directory(own);
     folder_.write(name_ + ".toml", "[observe]\nsocket = \"" + socket() + "\"\nlisten = \"127.0.0.1:" +
                                        metrics_port_ + "\"\nregion = \"test\"\nhost = \"" + name_ +
-                                       "\"\njsonl = [\"" + (folder_ / (name_ + ".jsonl")) +
+                                       "\"\njsonl = [\"" + (own / "ends.jsonl").string() +
                                        "\"]\n[observe.filter]\ncgroups = [\"" + cgroup_.path() + "\"]\n");
     observer_ = std::make_unique<ServerProcess>(
         folder_, name_ + "-observer",

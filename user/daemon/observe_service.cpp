@@ -291,6 +291,11 @@ Result<void> observe(const Config& config, const std::function<Result<Config>()>
   if (auto done = service::drop_privileges({CAP_BPF, CAP_DAC_READ_SEARCH}); !done) return done;
   observe::Losses losses;
   auto sinks = sinks_of(own, *host, losses);
+  if (!sinks && sinks.error().code() == std::errc::permission_denied && ::geteuid() == 0)
+    return fail(
+        sinks.error().with_context("root's right to write to what is another user's was given up; give a "
+                                   "folder of root's, or run as that "
+                                   "user"));
   if (!sinks) return fail(sinks.error());
   if (auto done = sinks->start(); !done) return done;
   Observation observation(
