@@ -2,9 +2,7 @@
 #pragma once
 
 #include <arpa/inet.h>
-#include <bpf/bpf.h>
 #include <bpf/btf.h>
-#include <linux/bpf.h>
 #include <linux/perf_event.h>
 #include <sched.h>
 #include <sockalarm/unique_fd.h>
@@ -15,7 +13,6 @@
 
 #include <cstdint>
 #include <fstream>
-#include <iterator>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -23,6 +20,7 @@
 #include <vector>
 
 #include "harness/alarms.h"
+#include "harness/counting_program.h"
 
 namespace sockalarm::test {
 
@@ -32,47 +30,7 @@ namespace sockalarm::test {
 // interrupts it, and counts nothing. perf's counters, which are no programs, are on the same tracepoints.
 class Untold {
  public:
-  Untold(std::uint16_t port, std::uint16_t other)
-      : told_(::bpf_map_create(BPF_MAP_TYPE_ARRAY, "told", 4, 8, 1, nullptr)) {
-    const int map = told_.get(), own_port = offset_of_own_port();
-    const bpf_insn code[] = {
-        instruction(BPF_LDX | BPF_MEM | BPF_DW, 6, 1, 0, 0),  // r6 = the tracepoint's socket
-        instruction(BPF_ALU64 | BPF_MOV | BPF_X, 1, 10, 0, 0),
-        instruction(BPF_ALU64 | BPF_ADD | BPF_K, 1, 0, 0, -8),
-        instruction(BPF_ALU64 | BPF_MOV | BPF_K, 2, 0, 0, 2),
-        instruction(BPF_ALU64 | BPF_MOV | BPF_X, 3, 6, 0, 0),
-        instruction(BPF_ALU64 | BPF_ADD | BPF_K, 3, 0, 0, 12),  // struct sock_common: skc_dport
-        instruction(BPF_JMP | BPF_CALL, 0, 0, 0, BPF_FUNC_probe_read_kernel),
-        instruction(BPF_ALU64 | BPF_MOV | BPF_X, 1, 10, 0, 0),
-        instruction(BPF_ALU64 | BPF_ADD | BPF_K, 1, 0, 0, -6),
-        instruction(BPF_ALU64 | BPF_MOV | BPF_K, 2, 0, 0, 2),
-        instruction(BPF_ALU64 | BPF_MOV | BPF_X, 3, 6, 0, 0),
-        instruction(BPF_ALU64 | BPF_ADD | BPF_K, 3, 0, 0, own_port),
-        instruction(BPF_JMP | BPF_CALL, 0, 0, 0, BPF_FUNC_probe_read_kernel),
-        instruction(BPF_LDX | BPF_MEM | BPF_H, 1, 10, -8, 0),
-        instruction(BPF_LDX | BPF_MEM | BPF_H, 2, 10, -6, 0),
-        instruction(BPF_JMP | BPF_JEQ | BPF_K, 1, 0, 4, htons(port)),
-        instruction(BPF_JMP | BPF_JEQ | BPF_K, 1, 0, 3, htons(other)),
-        instruction(BPF_JMP | BPF_JEQ | BPF_K, 2, 0, 2, htons(port)),
-        instruction(BPF_JMP | BPF_JEQ | BPF_K, 2, 0, 1, htons(other)),
-        instruction(BPF_JMP | BPF_JA, 0, 0, 9, 0),
-        instruction(BPF_ST | BPF_MEM | BPF_W, 10, 0, -4, 0),  // the key
-        instruction(BPF_ALU64 | BPF_MOV | BPF_X, 2, 10, 0, 0),
-        instruction(BPF_ALU64 | BPF_ADD | BPF_K, 2, 0, 0, -4),
-        instruction(BPF_LD | BPF_IMM | BPF_DW, 1, BPF_PSEUDO_MAP_FD, 0, map),
-        instruction(0, 0, 0, 0, 0),
-        instruction(BPF_JMP | BPF_CALL, 0, 0, 0, BPF_FUNC_map_lookup_elem),
-        instruction(BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 2, 0),
-        instruction(BPF_ALU64 | BPF_MOV | BPF_K, 1, 0, 0, 1),
-        instruction(BPF_STX | BPF_ATOMIC | BPF_DW, 0, 1, 0, BPF_ADD),
-        instruction(BPF_ALU64 | BPF_MOV | BPF_K, 0, 0, 0, 0),
-        instruction(BPF_JMP | BPF_EXIT, 0, 0, 0, 0),
-    };
-    program_ = UniqueFd(
-        ::bpf_prog_load(BPF_PROG_TYPE_RAW_TRACEPOINT, "told", "GPL", code, std::size(code), nullptr));
-    require(bool(program_), "bpf_prog_load");
-    link_ = UniqueFd(::bpf_raw_tracepoint_open("inet_sock_set_state", program_.get()));
-    require(bool(link_), "bpf_raw_tracepoint_open");
+  Untold(std::uint16_t port, std::uint16_t other) : told_(count_told(port, other)) {
     count_by_perf(port, other);
   }
 
@@ -85,24 +43,32 @@ class Untold {
       require(::read(counter.get(), &count, sizeof count) == sizeof count, "read() of a perf event");
       all += static_cast<std::int64_t>(count);
     }
-    const std::uint32_t key = 0;
-    std::uint64_t told = 0;
-    require(::bpf_map_lookup_elem(told_.get(), &key, &told) == 0, "bpf_map_lookup_elem");
-    bpf_prog_info info{};
-    std::uint32_t size = sizeof info;
-    require(::bpf_obj_get_info_by_fd(program_.get(), &info, &size) == 0, "bpf_obj_get_info_by_fd");
-    return all - static_cast<std::int64_t>(told + info.recursion_misses);
+    return all - static_cast<std::int64_t>(told_.most());
   }
 
  private:
-  static bpf_insn instruction(int code, int to, int from, int offset, int value) {
-    bpf_insn made{};
-    made.code = static_cast<std::uint8_t>(code);
-    made.dst_reg = static_cast<std::uint8_t>(to) & 15;
-    made.src_reg = static_cast<std::uint8_t>(from) & 15;
-    made.off = static_cast<std::int16_t>(offset);
-    made.imm = value;
-    return made;
+  static CountingProgram count_told(std::uint16_t port, std::uint16_t other) {
+    return CountingProgram("inet_sock_set_state",
+                           {instruction(BPF_LDX | BPF_MEM | BPF_DW, 6, 1, 0, 0),  // r6 = the socket
+                            instruction(BPF_ALU64 | BPF_MOV | BPF_X, 1, 10, 0, 0),
+                            instruction(BPF_ALU64 | BPF_ADD | BPF_K, 1, 0, 0, -8),
+                            instruction(BPF_ALU64 | BPF_MOV | BPF_K, 2, 0, 0, 2),
+                            instruction(BPF_ALU64 | BPF_MOV | BPF_X, 3, 6, 0, 0),
+                            instruction(BPF_ALU64 | BPF_ADD | BPF_K, 3, 0, 0, 12),  // sock_common: skc_dport
+                            instruction(BPF_JMP | BPF_CALL, 0, 0, 0, BPF_FUNC_probe_read_kernel),
+                            instruction(BPF_ALU64 | BPF_MOV | BPF_X, 1, 10, 0, 0),
+                            instruction(BPF_ALU64 | BPF_ADD | BPF_K, 1, 0, 0, -6),
+                            instruction(BPF_ALU64 | BPF_MOV | BPF_K, 2, 0, 0, 2),
+                            instruction(BPF_ALU64 | BPF_MOV | BPF_X, 3, 6, 0, 0),
+                            instruction(BPF_ALU64 | BPF_ADD | BPF_K, 3, 0, 0, offset_of_own_port()),
+                            instruction(BPF_JMP | BPF_CALL, 0, 0, 0, BPF_FUNC_probe_read_kernel),
+                            instruction(BPF_LDX | BPF_MEM | BPF_H, 1, 10, -8, 0),
+                            instruction(BPF_LDX | BPF_MEM | BPF_H, 2, 10, -6, 0),
+                            instruction(BPF_JMP | BPF_JEQ | BPF_K, 1, 0, 4, htons(port)),
+                            instruction(BPF_JMP | BPF_JEQ | BPF_K, 1, 0, 3, htons(other)),
+                            instruction(BPF_JMP | BPF_JEQ | BPF_K, 2, 0, 2, htons(port)),
+                            instruction(BPF_JMP | BPF_JEQ | BPF_K, 2, 0, 1, htons(other)),
+                            instruction(BPF_JMP | BPF_JA, 0, 0, CountingProgram::kCounting, 0)});
   }
   // Which stays when the socket gives it back, before the change to CLOSE is told.
   static int offset_of_own_port() {
@@ -146,7 +112,7 @@ class Untold {
     }
   }
 
-  UniqueFd told_, program_, link_;
+  const CountingProgram told_;
   std::vector<UniqueFd> counters_;  // of each processor
 };
 

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <bpf/bpf.h>
-#include <linux/bpf.h>
 #include <pthread.h>
 #include <sys/mount.h>
 
@@ -10,7 +8,7 @@
 #include <sstream>
 #include <thread>
 
-#include "core/bpf_programs.h"
+#include "harness/counting_program.h"
 #include "privileged/observe_scene.h"
 
 // Ends that come while the programs are at work for another, on the same processor.
@@ -52,67 +50,27 @@ void receive_on(const NetworkNamespace& net, unsigned processor) {
   });
 }
 
-// How many sockets of the test's connections the kernel says have gone, by a program that is too short to be
-// interrupted often. What it does not tell to programs it tells to none.
-class Gone {
- public:
-  Gone() : map_(::bpf_map_create(BPF_MAP_TYPE_ARRAY, "gone", 4, 8, 1, nullptr)) {
-    require(bool(map_), "bpf_map_create");
-    in_addr own{}, mask{};
-    ::inet_pton(AF_INET, own_address(0).c_str(), &own);
-    ::inet_pton(AF_INET, "255.255.255.0", &mask);
-    // struct sock_common begins with the peer's address; its port is 12 bytes further.
-    const bpf_insn code[] = {
-        instruction(BPF_LDX | BPF_MEM | BPF_DW, 3, 1, 0, 0),  // r3 = the tracepoint's socket
-        instruction(BPF_ALU64 | BPF_MOV | BPF_X, 1, 10, 0, 0),
-        instruction(BPF_ALU64 | BPF_ADD | BPF_K, 1, 0, 0, -16),
-        instruction(BPF_ALU64 | BPF_MOV | BPF_K, 2, 0, 0, 16),
-        instruction(BPF_JMP | BPF_CALL, 0, 0, 0, BPF_FUNC_probe_read_kernel),
-        instruction(BPF_LDX | BPF_MEM | BPF_H, 1, 10, -4, 0),
-        instruction(BPF_JMP | BPF_JEQ | BPF_K, 1, 0, 12, 0),
-        instruction(BPF_LDX | BPF_MEM | BPF_W, 1, 10, -16, 0),
-        instruction(BPF_ALU | BPF_AND | BPF_K, 1, 0, 0, static_cast<int>(mask.s_addr)),
-        instruction(BPF_JMP32 | BPF_JNE | BPF_K, 1, 0, 9, static_cast<int>(own.s_addr)),
-        instruction(BPF_ST | BPF_MEM | BPF_W, 10, 0, -4, 0),  // the key
-        instruction(BPF_ALU64 | BPF_MOV | BPF_X, 2, 10, 0, 0),
-        instruction(BPF_ALU64 | BPF_ADD | BPF_K, 2, 0, 0, -4),
-        instruction(BPF_LD | BPF_IMM | BPF_DW, 1, BPF_PSEUDO_MAP_FD, 0, map_.get()),
-        instruction(0, 0, 0, 0, 0),
-        instruction(BPF_JMP | BPF_CALL, 0, 0, 0, BPF_FUNC_map_lookup_elem),
-        instruction(BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 2, 0),
-        instruction(BPF_ALU64 | BPF_MOV | BPF_K, 1, 0, 0, 1),
-        instruction(BPF_STX | BPF_ATOMIC | BPF_DW, 0, 1, 0, BPF_ADD),
-        instruction(BPF_ALU64 | BPF_MOV | BPF_K, 0, 0, 0, 0),
-        instruction(BPF_JMP | BPF_EXIT, 0, 0, 0, 0),
-    };
-    program_ = UniqueFd(
-        ::bpf_prog_load(BPF_PROG_TYPE_RAW_TRACEPOINT, "gone", "GPL", code, std::size(code), nullptr));
-    require(bool(program_), "bpf_prog_load");
-    link_ = UniqueFd(::bpf_raw_tracepoint_open("tcp_destroy_sock", program_.get()));
-    require(bool(link_), "bpf_raw_tracepoint_open");
-  }
-  std::uint64_t count() const {
-    const std::uint32_t key = 0;
-    std::uint64_t count = 0;
-    require(::bpf_map_lookup_elem(map_.get(), &key, &count) == 0, "bpf_map_lookup_elem");
-    return count;
-  }
-  // Of this host's sockets, with those that were left out.
-  std::uint64_t most() const { return count() + detail::missed_runs(program_.get()); }
-
- private:
-  static bpf_insn instruction(int code, int to, int from, int offset, int value) {
-    bpf_insn made{};
-    made.code = static_cast<std::uint8_t>(code);
-    made.dst_reg = static_cast<std::uint8_t>(to) & 15;
-    made.src_reg = static_cast<std::uint8_t>(from) & 15;
-    made.off = static_cast<std::int16_t>(offset);
-    made.imm = value;
-    return made;
-  }
-
-  UniqueFd map_, program_, link_;
-};
+// How many sockets of the test's connections the kernel says have gone. What it does not tell to programs it
+// tells to none.
+CountingProgram count_gone() {
+  in_addr own{}, mask{};
+  ::inet_pton(AF_INET, own_address(0).c_str(), &own);
+  ::inet_pton(AF_INET, "255.255.255.0", &mask);
+  constexpr int kNot = CountingProgram::kCounting;
+  // struct sock_common begins with the peer's address; its port is 12 bytes further.
+  return CountingProgram(
+      "tcp_destroy_sock",
+      {instruction(BPF_LDX | BPF_MEM | BPF_DW, 3, 1, 0, 0),  // r3 = the tracepoint's socket
+       instruction(BPF_ALU64 | BPF_MOV | BPF_X, 1, 10, 0, 0),
+       instruction(BPF_ALU64 | BPF_ADD | BPF_K, 1, 0, 0, -16),
+       instruction(BPF_ALU64 | BPF_MOV | BPF_K, 2, 0, 0, 16),
+       instruction(BPF_JMP | BPF_CALL, 0, 0, 0, BPF_FUNC_probe_read_kernel),
+       instruction(BPF_LDX | BPF_MEM | BPF_H, 1, 10, -4, 0),
+       instruction(BPF_JMP | BPF_JEQ | BPF_K, 1, 0, 3 + kNot, 0),
+       instruction(BPF_LDX | BPF_MEM | BPF_W, 1, 10, -16, 0),
+       instruction(BPF_ALU | BPF_AND | BPF_K, 1, 0, 0, static_cast<int>(mask.s_addr)),
+       instruction(BPF_JMP32 | BPF_JNE | BPF_K, 1, 0, kNot, static_cast<int>(own.s_addr))});
+}
 
 // Connections from the addresses with these numbers: one alone would run out of ports, for each stays in
 // TIME_WAIT.
@@ -151,7 +109,7 @@ bool all_sockets_are_gone(const NetworkNamespace& net) {
 // processor's may end in the midst of that.
 TEST(ObserveInterrupts, AnEndInTheMidstOfAnotherIsCounted) {
   constexpr unsigned kEach = 10'000;
-  const Gone gone;
+  const CountingProgram gone = count_gone();
   ObserverScene scene;
   const std::vector<unsigned> all = processors();
   receive_on(scene.net(), all.front());

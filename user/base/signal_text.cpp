@@ -3,7 +3,7 @@
 
 #include <signal.h>
 
-#include <charconv>
+#include "base/text.h"
 
 namespace sockalarm::detail {
 namespace {
@@ -57,11 +57,9 @@ std::string upper(std::string_view text) {
   return copy;
 }
 
+// Without a sign.
 std::optional<int> plain_number(std::string_view text) {
-  int number = 0;
-  if (text.empty() || text.find_first_not_of("0123456789") != std::string_view::npos) return std::nullopt;
-  if (std::from_chars(text.data(), text.data() + text.size(), number).ec != std::errc{}) return std::nullopt;
-  return number;
+  return text.starts_with('-') ? std::nullopt : parse_number<int>(text);
 }
 
 #ifdef SIGRTMIN

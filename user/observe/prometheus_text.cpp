@@ -15,10 +15,6 @@ using prometheus::MetricFamily;
 using prometheus::MetricType;
 using Labels = std::vector<ClientMetric::Label>;
 
-double seconds_of(std::chrono::nanoseconds duration) {
-  return std::chrono::duration<double>(duration).count();
-}
-
 class Families {
  public:
   MetricFamily& add(const char* name, const char* help, MetricType type) {
@@ -52,7 +48,7 @@ ClientMetric histogram(const Histogram& counted, std::chrono::nanoseconds sum, s
   }
   metric.histogram.bucket.push_back({so_far, std::numeric_limits<double>::infinity()});
   metric.histogram.sample_count = so_far;
-  metric.histogram.sample_sum = seconds_of(sum);
+  metric.histogram.sample_sum = in_seconds(sum);
   return metric;
 }
 
@@ -79,7 +75,7 @@ void add_ends(Families& families, const Totals::All& ends, const Totals::All& ev
   auto& seconds = families.add("sockalarm_orphaned_seconds_total",
                                "Work that went on after the client had left", MetricType::Counter);
   for (const auto& [service, time] : orphaned)
-    Families::put(seconds, seconds_of(time), {{"service", std::string(service)}});
+    Families::put(seconds, in_seconds(time), {{"service", std::string(service)}});
   constexpr std::size_t kMillisecond = 10, kHours = 34;  // 2^10 us, 2^34 us: 4.8 h
   families
       .add("sockalarm_age_at_abort_seconds", "Age of a connection when its client left amid the work",
@@ -97,7 +93,7 @@ void add_shipping(Families& families, const Snapshot::Shipping& shipping) {
   families.add("sockalarm_spool_pending", "Ends in the spool, not acknowledged", MetricType::Gauge,
                number(shipping.spool.pending));
   families.add("sockalarm_spool_oldest_seconds", "Age of the oldest part of the spool with such an end",
-               MetricType::Gauge, seconds_of(shipping.spool.oldest));
+               MetricType::Gauge, in_seconds(shipping.spool.oldest));
   families.add("sockalarm_broker_connected", "1 while there is a connection to a broker", MetricType::Gauge,
                shipping.connected ? 1 : 0);
   families.add("sockalarm_broker_sent_total", "Messages sent to a broker, also again", MetricType::Counter,

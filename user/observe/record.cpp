@@ -26,10 +26,6 @@ Result<std::string> id_in(const char* file) {
   return id;
 }
 
-double in_seconds(std::chrono::nanoseconds duration) {
-  return std::chrono::duration<double>(duration).count();
-}
-
 // An IPv4 peer of an IPv6 socket is what it is.
 struct Shown {
   bool ipv4;

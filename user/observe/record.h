@@ -3,6 +3,7 @@
 
 #include <sockalarm/result.h>
 
+#include <chrono>
 #include <string>
 #include <string_view>
 
@@ -20,6 +21,11 @@ struct Host {
 std::string_view text(Cause cause) noexcept;
 std::string_view text(Verdict verdict) noexcept;
 std::string_view text(Direction direction) noexcept;
+
+// The unit of every time that is written.
+inline double in_seconds(std::chrono::nanoseconds time) {
+  return std::chrono::duration<double>(time).count();
+}
 
 // RFC 3339 in UTC, with nanoseconds.
 std::string timestamp(std::chrono::system_clock::time_point at);

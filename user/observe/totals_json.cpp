@@ -7,9 +7,6 @@ namespace sockalarm::observe {
 
 std::string to_json(const Snapshot& snapshot) {
   using Json = nlohmann::ordered_json;
-  const auto seconds = [](std::chrono::nanoseconds time) {
-    return std::chrono::duration<double>(time).count();
-  };
   const auto entry = [&](const TotalKey& key, const Total& total) {
     return Json{{"direction", text(key.direction)},
                 {"cause", text(key.cause)},
@@ -17,7 +14,7 @@ std::string to_json(const Snapshot& snapshot) {
                 {"count", total.ends},
                 {"bytes_received", total.bytes_received},
                 {"bytes_sent", total.bytes_sent},
-                {"orphaned_seconds", seconds(total.orphaned)}};
+                {"orphaned_seconds", in_seconds(total.orphaned)}};
   };
   Json ends = Json::array(), evicted = Json::array(), lost = Json::object();
   for (const auto& [key, total] : snapshot.ends) {
@@ -34,7 +31,7 @@ std::string to_json(const Snapshot& snapshot) {
              {{"id", snapshot.host.machine}, {"name", snapshot.host.name}, {"region", snapshot.host.region}}},
             {"time", timestamp(snapshot.now)},
             {"started_at", timestamp(snapshot.started_at)},
-            {"uptime_seconds", seconds(snapshot.uptime)},
+            {"uptime_seconds", in_seconds(snapshot.uptime)},
             {"ends", std::move(ends)},
             {"evicted", std::move(evicted)},
             {"lost", std::move(lost)},
@@ -42,7 +39,7 @@ std::string to_json(const Snapshot& snapshot) {
   if (const auto& shipping = snapshot.shipping)
     json["spool"] = {{"bytes", shipping->spool.bytes},
                      {"pending", shipping->spool.pending},
-                     {"oldest_seconds", seconds(shipping->spool.oldest)},
+                     {"oldest_seconds", in_seconds(shipping->spool.oldest)},
                      {"connected", shipping->connected}};
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }

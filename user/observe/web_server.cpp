@@ -24,8 +24,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kChunk = 65536;
-// The library's own limit, at which it takes no more: those that are let go count until it has heard of that.
 constexpr std::chrono::milliseconds kGrace{100};  // for the request of a client that has just come
+// The library's own limit, at which it takes no more: those that are let go count until it has heard of that.
 constexpr unsigned kLibraryConnections = WebServer::kConnections + 32;
 
 struct DaemonDeleter {

@@ -449,33 +449,46 @@ TEST(Spool, AnErrorOfReadingIsNoDamage) {
   EXPECT_EQ(scene.losses.spool_corrupt, 0U);
 }
 
+// The first call of the thread that begins hangs in it, until it is let go.
+class HangingCall {
+ public:
+  explicit HangingCall(long call)
+      : supervisor_(
+            [this](const seccomp_notif&) {
+              if (asked_++ == 0) {
+                entered_.set_value();
+                may_go_.wait_for(sockalarm::test::kPatience);
+              }
+              return 0;
+            },
+            call) {}
+  bool begin() { return supervisor_.begin(); }
+  void wait_until_it_hangs() { entered_.get_future().wait(); }
+  void let_go() { go_.set_value(); }
+
+ private:
+  std::promise<void> entered_, go_;
+  std::future<void> may_go_ = go_.get_future();
+  std::atomic<unsigned> asked_{0};
+  sockalarm::test::SyscallSupervisor supervisor_;
+};
+
 TEST(Spool, NobodyWaitsForTheDiskBesideTheOneWhoAsksForThat) {
   Scene scene;
   const auto spool = scene.open();
   ASSERT_TRUE(spool->append(text_of(1)));
-  std::promise<void> entered, go;
-  auto may_go = go.get_future();
-  std::atomic<unsigned> asked{0};
-  sockalarm::test::SyscallSupervisor slow_disk(
-      [&](const seccomp_notif&) {
-        if (asked++ == 0) {
-          entered.set_value();
-          may_go.wait_for(sockalarm::test::kPatience);
-        }
-        return 0;
-      },
-      SYS_fdatasync);
+  HangingCall disk(SYS_fdatasync);
   std::thread syncing([&] {
-    EXPECT_TRUE(slow_disk.begin());
+    EXPECT_TRUE(disk.begin());
     EXPECT_TRUE(spool->sync());
   });
-  entered.get_future().wait();
+  disk.wait_until_it_hangs();
   auto appended = std::async(std::launch::async, [&] {
     EXPECT_TRUE(spool->append(text_of(2)));
     EXPECT_EQ(spool->state().pending, 2U);
   });
   EXPECT_EQ(appended.wait_for(sockalarm::test::kPatience / 2), std::future_status::ready);
-  go.set_value();
+  disk.let_go();
   syncing.join();
 }
 
@@ -485,29 +498,18 @@ TEST(Spool, ItsStateIsThereWhileTheDiskHangs) {
     Scene scene;
     const auto spool = scene.open();
     ASSERT_TRUE(spool->append(text_of(1)));
-    std::promise<void> entered, go;
-    auto may_go = go.get_future();
-    std::atomic<unsigned> asked{0};
-    sockalarm::test::SyscallSupervisor hanging_disk(
-        [&](const seccomp_notif&) {
-          if (asked++ == 0) {
-            entered.set_value();
-            may_go.wait_for(sockalarm::test::kPatience);
-          }
-          return 0;
-        },
-        call);
+    HangingCall disk(call);
     std::thread waiting([&] {
-      EXPECT_TRUE(hanging_disk.begin());
+      EXPECT_TRUE(disk.begin());
       if (call == SYS_pwritev)
         EXPECT_TRUE(spool->append(text_of(2)));
       else
         EXPECT_EQ(spool->read(1).size(), 1U);
     });
-    entered.get_future().wait();
+    disk.wait_until_it_hangs();
     auto state = std::async(std::launch::async, [&] { return spool->state(); });
     EXPECT_EQ(state.wait_for(sockalarm::test::kPatience / 2), std::future_status::ready);
-    go.set_value();
+    disk.let_go();
     waiting.join();
     const auto before = state.get();
     EXPECT_EQ(before.pending, 1U);
