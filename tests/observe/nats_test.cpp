@@ -89,6 +89,18 @@ TEST_F(Nats, WhatCameBeforeTheBrokerIsSentWhenItIsThere) {
   EXPECT_EQ(sink->figures().waiting, 0U);
 }
 
+// The answer to the first question comes while all is taken down again: TSan sees a lock that is no more.
+TEST_F(Nats, EndsWhileAnAnswerComes) {
+  server_.start();
+  Consumer(server_.url()).make_stream(1, 1h);
+  constexpr int kRounds = 1000;
+  for (int round = 0; round < kRounds; ++round) {
+    const auto sink = open(options());
+    ASSERT_TRUE(sink);
+    ASSERT_TRUE(eventually([&] { return sink->figures().connected.load(); }, 60s));
+  }
+}
+
 // As in a fleet: each host has a leaf node without JetStream, the region a hub that has the stream.
 TEST_F(Nats, ThroughALeafNodeToTheHubOfARegion) {
   const std::string hub_port = free_port(), leaf_port = free_port(), between = free_port();

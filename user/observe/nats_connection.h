@@ -11,6 +11,8 @@
 
 namespace sockalarm::observe {
 
+// A connection is to end before its subscriptions: the thread that reads holds no reference to the one that a
+// message is for, and locks what natsSubscription_Destroy() has freed (libnats 3.4, natsConn_processMsg()).
 struct NatsDeleter {
   void operator()(natsOptions* options) const noexcept { natsOptions_Destroy(options); }
   void operator()(natsConnection* connection) const noexcept { natsConnection_Destroy(connection); }

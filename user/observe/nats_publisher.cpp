@@ -13,7 +13,8 @@ namespace {
 
 constexpr auto kLook = std::chrono::seconds(1);  // for what is too old
 constexpr auto kAgain =
-    std::chrono::seconds(10);  // for a stream without a leader, a connection closed for good
+    std::chrono::seconds(10);            // for a stream without a leader, a connection closed for good
+constexpr std::size_t kMostReasons = 8;  // told between two connections, each once
 
 // The publishers that callbacks may still find. They run under its lock, so none goes on after remove().
 class Table {
@@ -253,8 +254,8 @@ Result<void> NatsPublisher::connect() {
   also(natsOptions_SetErrorHandler(made, NatsCallbacks::failed, key));
   if (status != NATS_OK) return fail(nats_error(status, "options for NATS"));
 
-  answers_.reset();
   connection_.reset();
+  answers_.reset();
   natsConnection* connection = nullptr;
   status = natsConnection_Connect(&connection, made);
   connection_.reset(connection);
@@ -330,13 +331,14 @@ bool NatsPublisher::usable() {
   if (heard.stream) judge_stream(*heard.stream);
   const bool up = connection_ && natsConnection_Status(connection_.get()) == NATS_CONN_STATUS_CONNECTED;
   figures_.connected = up;
-  // Why may be known later than that.
+  // Why may be known later than that, and not at first: a refusal comes after there was "no server".
   const std::string why = up ? "" : why_not_connected();
-  if (!up && (told_connected_ != std::optional(false) || (!told_why_ && !why.empty())))
+  const bool another = !why.empty() && told_why_.size() < kMostReasons && told_why_.insert(why).second;
+  if (!up && (told_connected_ != std::optional(false) || another))
     tell(Error(std::make_error_code(std::errc::not_connected), "no connection to the NATS servers " +
                                                                    shown_servers(options_.servers) + why +
                                                                    "; the spool keeps what comes"));
-  told_why_ = !why.empty() || (!up && told_why_);
+  if (up) told_why_.clear();
   told_connected_ = up;
   if (up && (heard.connected || (ask_ && *ask_ <= now))) ask_for_stream();
   return up;

@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <random>
+#include <set>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -113,15 +114,15 @@ class NatsPublisher {
   const NatsSink::ErrorHook on_error_;
   NatsFigures figures_;
   NatsWindow window_;
-  std::uintptr_t key_ = 0;  // in the table
-  NatsOwned<natsConnection> connection_;
+  std::uintptr_t key_ = 0;   // in the table
   const std::string inbox_;  // INBOX.stream, INBOX.NUMBER
   NatsOwned<natsSubscription> answers_;
+  NatsOwned<natsConnection> connection_;  // ends before the subscription (see NatsDeleter)
   Mutex heard_mutex_;
   Heard heard_ GUARDED_BY(heard_mutex_);
   std::optional<bool> told_connected_;                   // the last that on_error was told of
   std::string told_error_, told_connect_, told_stream_;  // the same
-  bool told_why_ = false;                                // of the connection that there is not
+  std::set<std::string> told_why_;                       // why there is no connection, since there was one
   bool unanswered_ = false;                              // the last question for the stream
   std::optional<Clock::time_point> ask_, connect_;       // again, then
   std::thread thread_;

@@ -84,9 +84,9 @@ struct StreamReader::Impl {
   std::optional<StreamRecord> record_of(natsMsg* message);
 
   const StreamOptions options;
-  NatsOwned<natsConnection> connection;
-  NatsOwned<jsCtx> context;
   NatsOwned<natsSubscription> subscription;
+  NatsOwned<natsConnection> connection;  // ends before the subscription (see NatsDeleter)
+  NatsOwned<jsCtx> context;
   std::vector<NatsOwned<natsMsg>> unacknowledged;  // to be acknowledged
   Remembered remembered;
   std::uint64_t duplicates = 0;
