@@ -345,7 +345,7 @@ void Core::prepare_direct(AlarmRecord& record) noexcept {
 #endif
   if (!record.primary || (!sigio_ && !task_work_)) return;
   if (word != 0 && record.needs_help()) word |= SOCKALARM_TELL;
-  if (word != 0 && task_work_) tid = source_->direct_thread();
+  if (word != 0 && task_work_ && !sigio_) tid = source_->direct_thread();
   WatchState& state = *record.socket->state;
   shared(state.tid).store(tid, std::memory_order_relaxed);
   shared(state.signal).store(word, std::memory_order_relaxed);
@@ -504,18 +504,19 @@ int Core::deliver_here(AlarmRecord& record) noexcept {
   taken.state = Control::State::delivering;
   std::uint64_t word = armed.pack();
   if (!record.control().compare_exchange_strong(word, taken.pack())) return 0;
-  const int number = static_cast<int>(record.signal_word.load() & SOCKALARM_SIGNAL_MASK);
-  ::syscall(SYS_tgkill, ::getpid(), record.arming_thread.load(),
-            number);  // to ourselves: it comes after this handler
-  taken.state = Control::State::delivered;
-  record.control().store(taken.pack());
-  delivered_here_.fetch_add(1, std::memory_order_relaxed);
-  if (!record.done_directly()) report(record);
-  return number;
+  return static_cast<int>(record.signal_word.load() & SOCKALARM_SIGNAL_MASK);
 #else
   (void)record;
   return 0;
 #endif
+}
+
+void Core::delivered_here(AlarmRecord& record) noexcept {
+  Control taken = record.load();
+  taken.state = Control::State::delivered;
+  record.control().store(taken.pack());
+  delivered_here_.fetch_add(1, std::memory_order_relaxed);
+  if (!record.done_directly()) report(record);
 }
 
 // In a signal handler: onto a list that the dispatcher takes whole. What is on it is alive.

@@ -51,9 +51,9 @@ class Core final : public std::enable_shared_from_this<Core> {
   Cancelled cancel(AlarmRecord& record, bool wait) noexcept;
 
   // Signal-driven I/O, in a signal handler of the thread that armed: takes the alarm if what it waits for has
-  // happened.
-  // Answers the number of the signal that it sent, or 0.
+  // happened. Answers the number of the signal that is to be sent now, before delivered_here(), or 0.
   int deliver_here(AlarmRecord& record) noexcept;
+  void delivered_here(AlarmRecord& record) noexcept;
 
   // What set it off; as far as is known while the chain is about to begin.
   Event cause(AlarmRecord& record) const;

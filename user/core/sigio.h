@@ -15,7 +15,8 @@ struct Socket;
 
 // Signal-driven I/O (fcntl(2): O_ASYNC, F_SETSIG, F_SETOWN_EX): when something happens to a socket, the
 // kernel sends a real-time signal to the thread that armed, and the handler of this class takes that thread's
-// alarms, by the same compare-and-swap as everybody else, and sends the signals that they begin with.
+// alarms, by the same compare-and-swap as everybody else, and sends the signals that they begin with. Where
+// the kernel would only call a handler of the program, it is called here instead.
 //
 // A handler and a signal belong to the process, so there is one object for all Watchers that want it. It
 // takes the highest real-time signal that nobody handles, and SIGIO, which the kernel sends instead when its
