@@ -269,6 +269,53 @@ TEST_F(Nats, TlsIsNotLeftToTheServer) {
   EXPECT_FALSE(told_of("secret"));
 }
 
+// Whoever is certified for another name may be in between.
+TEST_F(Nats, ATlsServerMustBeTheOneOfItsUrl) {
+  const auto openssl = [&](std::vector<std::string> words) {
+    words.insert(words.begin(), "openssl");
+    sockalarm::test::run_to_end(folder_, "openssl", std::move(words));
+  };
+  const auto make = [&](const std::string& name, const std::vector<std::string>& more) {
+    std::vector<std::string> words{"req",
+                                   "-x509",
+                                   "-newkey",
+                                   "rsa:2048",
+                                   "-nodes",
+                                   "-days",
+                                   "2",
+                                   "-subj",
+                                   "/CN=" + name,
+                                   "-keyout",
+                                   folder_ / (name + ".key"),
+                                   "-out",
+                                   folder_ / (name + ".pem")};
+    words.insert(words.end(), more.begin(), more.end());
+    openssl(std::move(words));
+  };
+  make("authority", {});
+  NatsOptions given = options();
+  given.authorities = folder_ / "authority.pem";
+  const auto connects = [&](const std::string& certified, bool expected) {
+    SCOPED_TRACE(certified);
+    make(certified, {"-addext", "subjectAltName=" + certified, "-addext", "basicConstraints=CA:FALSE", "-CA",
+                     folder_ / "authority.pem", "-CAkey", folder_ / "authority.key"});
+    NatsServer server(
+        folder_, certified, free_port(),
+        {"--tls", "--tlscert", folder_ / (certified + ".pem"), "--tlskey", folder_ / (certified + ".key")});
+    server.start();
+    given.servers = "tls" + server.url().substr(4);
+    const auto sink = open(given);
+    ASSERT_TRUE(sink);
+    if (expected)
+      EXPECT_TRUE(eventually([&] { return sink->figures().connected.load(); }, 60s));
+    else
+      EXPECT_TRUE(eventually([&] { return told_of("IP address mismatch"); }, 60s));
+    EXPECT_EQ(sink->figures().connected.load(), expected);
+  };
+  connects("DNS:other.example", false);
+  connects("IP:127.0.0.1", true);
+}
+
 TEST_F(Nats, AReaderTellsNoPassword) {
   NatsServer strict(folder_, "strict", free_port(), {"--user", "other", "--pass", "password"});
   strict.start();

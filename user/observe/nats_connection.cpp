@@ -137,11 +137,13 @@ std::string make_stream(const std::string& stream) {
 
 Error nats_error(natsStatus status, const std::string& what) {
   natsStatus of_thread = NATS_OK;
-  const char* const detail = nats_GetLastError(&of_thread);
-  const bool has = detail != nullptr && of_thread == status && *detail != '\0';
-  return Error(
-      std::make_error_code(std::errc::not_connected),
-      what + ": " + natsStatus_GetText(status) + (has ? " (" + escaped(without_logins(detail)) + ")" : ""));
+  const char* const last = nats_GetLastError(&of_thread);
+  std::string_view detail = last == nullptr || of_thread != status ? "" : last;
+  if (const auto text = detail.find("): "); detail.starts_with('(') && text != std::string_view::npos)
+    detail.remove_prefix(text + 3);  // where in the library
+  return Error(std::make_error_code(std::errc::not_connected),
+               what + ": " + natsStatus_GetText(status) +
+                   (detail.empty() ? "" : " (" + escaped(without_logins(detail)) + ")"));
 }
 
 Result<NatsOwned<natsOptions>> nats_options(const NatsServers& servers, std::chrono::milliseconds least) {

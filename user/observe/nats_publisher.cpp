@@ -11,10 +11,9 @@
 namespace sockalarm::observe {
 namespace {
 
-constexpr auto kLook = std::chrono::seconds(1);  // for what is too old
-constexpr auto kAgain =
-    std::chrono::seconds(10);            // for a stream without a leader, a connection closed for good
-constexpr std::size_t kMostReasons = 8;  // told between two connections, each once
+constexpr auto kLook = std::chrono::seconds(1);    // for what is too old
+constexpr auto kAgain = std::chrono::seconds(10);  // for a stream without a leader
+constexpr std::size_t kMostTold = 8;               // of a connection that there is not
 
 // The publishers that callbacks may still find. They run under its lock, so none goes on after remove().
 class Table {
@@ -111,10 +110,10 @@ std::optional<NatsMessage> NatsMessage::decoded(const std::string& bytes) {
                      bytes.substr(second + 1)};
 }
 
-NatsWindow::Clock::duration NatsWindow::backoff(unsigned failures) {
+std::chrono::milliseconds NatsBackoff::after(unsigned failures) {
   constexpr unsigned kMostDoublings = 16;
-  const std::int64_t whole = std::min<std::int64_t>(
-      options_.most_backoff.count(), options_.least_backoff.count() << std::min(failures, kMostDoublings));
+  const std::int64_t whole =
+      std::min<std::int64_t>(most_.count(), least_.count() << std::min(failures, kMostDoublings));
   return std::chrono::milliseconds(std::uniform_int_distribution<std::int64_t>(whole / 2, whole)(random_));
 }
 
@@ -127,7 +126,7 @@ void NatsWindow::put_off(Waiting& waiting, Clock::time_point until) {
 void NatsWindow::failed(Waiting& waiting, Clock::time_point now) {
   ++figures_.retried;
   waiting.under_way = false;
-  put_off(waiting, now + backoff(waiting.failures++));
+  put_off(waiting, now + backoff_.after(waiting.failures++));
 }
 
 std::optional<NatsMessage> NatsWindow::next(Clock::time_point now) {
@@ -229,7 +228,6 @@ NatsPublisher::~NatsPublisher() {
 // Connecting may take seconds for each server, which is the thread's time.
 Result<void> NatsPublisher::start() {
   if (auto options = own_options(); !options) return fail(options.error());
-  connect_ = Clock::now();
   const BlockedSignals blocked;
   thread_ = std::thread([this] { run(); });
   return {};
@@ -248,7 +246,6 @@ Result<void> NatsPublisher::connect() {
       reinterpret_cast<void*>(key_);  // NOLINT(performance-no-int-to-ptr): a number, never followed
   natsStatus status = NATS_OK;
   const auto also = [&](natsStatus next) { status = status == NATS_OK ? next : status; };
-  also(natsOptions_SetRetryOnFailedConnect(made, true, NatsCallbacks::connected, key));
   also(natsOptions_SetReconnectedCB(made, NatsCallbacks::connected, key));
   also(natsOptions_SetDisconnectedCB(made, NatsCallbacks::disconnected, key));
   also(natsOptions_SetErrorHandler(made, NatsCallbacks::failed, key));
@@ -256,12 +253,13 @@ Result<void> NatsPublisher::connect() {
 
   connection_.reset();
   answers_.reset();
+  // Not tried again by the library, which would give up when it is refused, and not say why
+  // (natsOptions_SetRetryOnFailedConnect() of libnats 3.4).
   natsConnection* connection = nullptr;
   status = natsConnection_Connect(&connection, made);
   connection_.reset(connection);
-  if (status != NATS_OK && status != NATS_NOT_YET_CONNECTED)
-    return fail(nats_error(status, "the NATS servers " + shown_servers(options_.servers)));
-  if (status == NATS_OK) {  // of which no callback tells
+  if (status != NATS_OK) return fail(nats_error(status, no_connection()));
+  {  // of which no callback tells
     const MutexLock lock(heard_mutex_);
     heard_.connected = true;
   }
@@ -299,10 +297,23 @@ void NatsPublisher::tell_once(std::string& told, const Error& error) const {
   tell(error);
 }
 
-std::string NatsPublisher::why_not_connected() const {
+std::string NatsPublisher::no_connection() const {
+  return "no connection to the NATS servers " + shown_servers(options_.servers);
+}
+
+// Of one that the library tries to make again.
+std::string NatsPublisher::lost_connection() const {
   const char* said = nullptr;
-  if (!connection_ || natsConnection_GetLastError(connection_.get(), &said) == NATS_OK) return "";
-  return said == nullptr || *said == '\0' ? "" : " (" + escaped(without_logins(said)) + ")";
+  if (!connection_ || natsConnection_GetLastError(connection_.get(), &said) == NATS_OK) said = nullptr;
+  return no_connection() +
+         (said == nullptr || *said == '\0' ? "" : " (" + escaped(without_logins(said)) + ")");
+}
+
+// Each state of affairs once, until there is a connection. Why may be known later than that.
+void NatsPublisher::tell_not_connected() {
+  const std::string text = refused_.empty() ? lost_connection() : refused_;
+  if (told_not_connected_.size() < kMostTold && told_not_connected_.insert(text).second)
+    tell(Error(std::make_error_code(std::errc::not_connected), text + "; the spool keeps what comes"));
 }
 
 NatsPublisher::Heard NatsPublisher::take_heard() {
@@ -312,18 +323,13 @@ NatsPublisher::Heard NatsPublisher::take_heard() {
 
 // Nothing is given to a connection that is not up: the library would keep it, beside the spool.
 bool NatsPublisher::usable() {
-  // After two refusals of the same kind, as of credentials that have expired, the library gives up.
-  const auto now = Clock::now();
-  if (!connection_ || natsConnection_IsClosed(connection_.get())) {
-    if (!connect_) connect_ = now + kAgain;
-    if (*connect_ <= now) {
-      connect_.reset();
-      if (auto connected = connect(); !connected)
-        tell_once(told_connect_, connected.error());
-      else
-        told_connect_.clear();
-    }
+  // Also after two refusals of the same kind, as of credentials that have expired: then the library gives up.
+  if ((!connection_ || natsConnection_IsClosed(connection_.get())) && connect_ <= Clock::now()) {
+    const auto connected = connect();
+    refused_ = connected ? "" : connected.error().message();
+    connect_ = Clock::now() + backoff_.after(connects_++);
   }
+  const auto now = Clock::now();
   const Heard heard = take_heard();
   if (!heard.error.empty())
     tell_once(told_error_, Error(std::make_error_code(std::errc::operation_not_permitted),
@@ -331,15 +337,12 @@ bool NatsPublisher::usable() {
   if (heard.stream) judge_stream(*heard.stream);
   const bool up = connection_ && natsConnection_Status(connection_.get()) == NATS_CONN_STATUS_CONNECTED;
   figures_.connected = up;
-  // Why may be known later than that, and not at first: a refusal comes after there was "no server".
-  const std::string why = up ? "" : why_not_connected();
-  const bool another = !why.empty() && told_why_.size() < kMostReasons && told_why_.insert(why).second;
-  if (!up && (told_connected_ != std::optional(false) || another))
-    tell(Error(std::make_error_code(std::errc::not_connected), "no connection to the NATS servers " +
-                                                                   shown_servers(options_.servers) + why +
-                                                                   "; the spool keeps what comes"));
-  if (up) told_why_.clear();
-  told_connected_ = up;
+  if (up) {
+    connects_ = 0;
+    told_not_connected_.clear();
+  } else {
+    tell_not_connected();
+  }
   if (up && (heard.connected || (ask_ && *ask_ <= now))) ask_for_stream();
   return up;
 }
@@ -408,7 +411,8 @@ void NatsPublisher::run() noexcept {
     } catch (...) {
     }
     // What is due cannot be sent without a connection, so that is not waited for.
-    window_.wait(now + kLook, figures_.connected);
+    const auto next = connect_ > now ? std::min(now + kLook, connect_) : now + kLook;
+    window_.wait(next, figures_.connected);
   }
   nats_ReleaseThreadMemory();
 }

@@ -30,13 +30,25 @@ struct NatsMessage {
   static std::optional<NatsMessage> decoded(const std::string& bytes);
 };
 
+// How long to wait before something is tried again: longer each time, and not as long as others do.
+class NatsBackoff {
+ public:
+  explicit NatsBackoff(const NatsOptions& options)
+      : least_(options.least_backoff), most_(options.most_backoff) {}
+  std::chrono::milliseconds after(unsigned failures);
+
+ private:
+  const std::chrono::milliseconds least_, most_;
+  std::mt19937 random_{std::random_device{}()};
+};
+
 // What was sent, and waits for its acknowledgement or for being sent again.
 class NatsWindow {
  public:
   using Clock = std::chrono::steady_clock;
 
   NatsWindow(const NatsOptions& options, Spool& spool, NatsFigures& figures)
-      : options_(options), spool_(spool), figures_(figures) {}
+      : options_(options), spool_(spool), figures_(figures), backoff_(options) {}
 
   // From the spool, and of those that waited long enough; empty: none to be sent now.
   std::optional<NatsMessage> next(Clock::time_point now);
@@ -55,7 +67,6 @@ class NatsWindow {
     std::multimap<Clock::time_point, std::uint64_t>::iterator
         due;  // not acknowledged by then; to be sent then
   };
-  Clock::duration backoff(unsigned failures) REQUIRES(mutex_);
   void put_off(Waiting& waiting, Clock::time_point until) REQUIRES(mutex_);
   void failed(Waiting& waiting, Clock::time_point now) REQUIRES(mutex_);
 
@@ -68,7 +79,7 @@ class NatsWindow {
   std::unordered_map<std::uint64_t, Waiting> waiting_ GUARDED_BY(mutex_);   // by number
   std::unordered_set<std::string> ids_ GUARDED_BY(mutex_);                  // of those
   std::multimap<Clock::time_point, std::uint64_t> due_ GUARDED_BY(mutex_);  // the same
-  std::mt19937 random_ GUARDED_BY(mutex_){std::random_device{}()};
+  NatsBackoff backoff_ GUARDED_BY(mutex_);
 };
 
 // The connection and the thread that sends. Callbacks of the library reach it by a number in a table, never
@@ -105,7 +116,9 @@ class NatsPublisher {
   void judge_stream(const std::string& answer);
   void tell(const Error& error) const;
   void tell_once(std::string& told, const Error& error) const;  // unless it is what was told last
-  std::string why_not_connected() const;
+  std::string no_connection() const;
+  std::string lost_connection() const;
+  void tell_not_connected();
   Heard take_heard();
 
   const NatsOptions options_;
@@ -120,11 +133,14 @@ class NatsPublisher {
   NatsOwned<natsConnection> connection_;  // ends before the subscription (see NatsDeleter)
   Mutex heard_mutex_;
   Heard heard_ GUARDED_BY(heard_mutex_);
-  std::optional<bool> told_connected_;                   // the last that on_error was told of
-  std::string told_error_, told_connect_, told_stream_;  // the same
-  std::set<std::string> told_why_;                       // why there is no connection, since there was one
-  bool unanswered_ = false;                              // the last question for the stream
-  std::optional<Clock::time_point> ask_, connect_;       // again, then
+  NatsBackoff backoff_{options_};             // of connect()
+  unsigned connects_ = 0;                     // since there was a connection
+  Clock::time_point connect_;                 // not before
+  std::string refused_;                       // why it failed the last time
+  std::set<std::string> told_not_connected_;  // on_error, since there was a connection
+  std::string told_error_, told_stream_;      // the last that on_error was told of
+  bool unanswered_ = false;                   // the last question for the stream
+  std::optional<Clock::time_point> ask_;      // again, then
   std::thread thread_;
 };
 
