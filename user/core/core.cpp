@@ -500,11 +500,12 @@ int Core::deliver_here(AlarmRecord& record) noexcept {
     report(record);
   if (!(seen(*socket.state) & armed.interest)) return 0;  // ordinary data
 
+  const int number = static_cast<int>(record.signal_word.load() & SOCKALARM_SIGNAL_MASK);
+  if (number == 0) return 0;
   Control taken = armed;
   taken.state = Control::State::delivering;
   std::uint64_t word = armed.pack();
-  if (!record.control().compare_exchange_strong(word, taken.pack())) return 0;
-  return static_cast<int>(record.signal_word.load() & SOCKALARM_SIGNAL_MASK);
+  return record.control().compare_exchange_strong(word, taken.pack()) ? number : 0;
 #else
   (void)record;
   return 0;

@@ -134,9 +134,24 @@ struct Handling {
   // Whether the kernel, told to send it, would do no more than call() does: on this stack, now.
   bool can_be_called(const ucontext_t& interrupted) const noexcept {
     const bool on_this_stack = (action.sa_flags & SA_ONSTACK) != 0 || interrupted.uc_stack.ss_size == 0;
-    return is_a_function() && on_this_stack && (action.sa_flags & static_cast<int>(SA_RESETHAND)) == 0 &&
+    const bool of_job_control =  // to send one drops others that are pending
+        number == SIGCONT || number == SIGTSTP || number == SIGTTIN || number == SIGTTOU;
+    return is_a_function() && on_this_stack && !of_job_control &&
+           (action.sa_flags & static_cast<int>(SA_RESETHAND)) == 0 &&
            ::sigismember(&interrupted.uc_sigmask, number) == 0;
   }
+  // Of several signals that are pending the kernel takes the lowest first, and puts the frame of the next one
+  // on top. So the handlers of lower ones would run after this one; call() would let them in before it, and
+  // they may leave by siglongjmp(3).
+  bool lower_ones_wait(const ucontext_t& interrupted) const noexcept {
+    sigset_t pending;
+    if (::sigpending(&pending) != 0) return true;
+    for (int other = 1; other < number; ++other)
+      if (::sigismember(&pending, other) == 1 && ::sigismember(&interrupted.uc_sigmask, other) == 0)
+        return true;
+    return false;
+  }
+  void send(pid_t tid) const noexcept { ::syscall(SYS_tgkill, ::getpid(), tid, number); }
   // As the kernel does (sigaction(2)): the signals of sa_mask and this one wait, those that were blocked do,
   // and no others. Not noexcept: a handler may end its thread.
   void call(ucontext_t& interrupted) const {
@@ -171,7 +186,7 @@ bool serve(ThreadAlarms& alarms, const ucontext_t& interrupted, std::optional<Ha
     if (!to_call && theirs.can_be_called(interrupted))
       to_call = theirs;
     else
-      ::syscall(SYS_tgkill, ::getpid(), alarms.tid, number);  // it comes when this handler lets it
+      theirs.send(alarms.tid);  // it comes when this handler lets it
     ends |= theirs.ends_calls();
     core.delivered_here(*record);
   }
@@ -225,6 +240,11 @@ void on_signal(int number, siginfo_t* info, void* context) {
       alarms->missed.store(false);
       ends = serve(*alarms, interrupted, to_call);
       alarms->unlock();
+    }
+    // A handler of the program's for SIGIO comes first, and may leave by siglongjmp(3), too.
+    if (to_call && (number == SIGIO || to_call->lower_ones_wait(interrupted))) {
+      to_call->send(alarms->tid);
+      to_call.reset();
     }
   }
   errno = saved;

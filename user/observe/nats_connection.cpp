@@ -135,12 +135,13 @@ std::string make_stream(const std::string& stream) {
          " --subjects 'sockalarm.v1.>' --storage file --replicas 3 --dupe-window 24h --max-age 7d --defaults";
 }
 
-Error nats_error(natsStatus status, const std::string& what) {
+Error nats_error(natsStatus status, const std::string& what, bool any) {
   natsStatus of_thread = NATS_OK;
   const char* const last = nats_GetLastError(&of_thread);
-  std::string_view detail = last == nullptr || of_thread != status ? "" : last;
+  std::string_view detail = last == nullptr || (of_thread != status && !any) ? "" : last;
   if (const auto text = detail.find("): "); detail.starts_with('(') && text != std::string_view::npos)
     detail.remove_prefix(text + 3);  // where in the library
+  if (detail == natsStatus_GetText(status)) detail = {};
   return Error(std::make_error_code(std::errc::not_connected),
                what + ": " + natsStatus_GetText(status) +
                    (detail.empty() ? "" : " (" + escaped(without_logins(detail)) + ")"));

@@ -35,8 +35,9 @@ std::string shown_servers(std::string_view list);  // in quotes
 // The command that makes a stream for records (docs/fleet.md).
 std::string make_stream(const std::string& stream);
 
-// What failed, and what the library says of it on this thread.
-Error nats_error(natsStatus status, const std::string& what);
+// What failed, and what the library says of it on this thread. `any`: also what it says of another status, as
+// when the last server of several is not there, and one before it refused.
+Error nats_error(natsStatus status, const std::string& what, bool any = false);
 
 // How to reach the servers.
 struct NatsServers {

@@ -12,7 +12,7 @@ namespace sockalarm::observe {
 namespace {
 
 constexpr auto kLook = std::chrono::seconds(1);    // for what is too old
-constexpr auto kAgain = std::chrono::seconds(10);  // for a stream without a leader
+constexpr auto kAgain = std::chrono::seconds(10);  // for a stream without a leader, or if memory was short
 constexpr std::size_t kMostTold = 8;               // of a connection that there is not
 
 // The publishers that callbacks may still find. They run under its lock, so none goes on after remove().
@@ -255,21 +255,19 @@ Result<void> NatsPublisher::connect() {
   answers_.reset();
   // Not tried again by the library, which would give up when it is refused, and not say why
   // (natsOptions_SetRetryOnFailedConnect() of libnats 3.4).
-  natsConnection* connection = nullptr;
-  status = natsConnection_Connect(&connection, made);
-  connection_.reset(connection);
-  if (status != NATS_OK) return fail(nats_error(status, no_connection()));
-  {  // of which no callback tells
-    const MutexLock lock(heard_mutex_);
-    heard_.connected = true;
-  }
+  const std::string inboxes = inbox_ + ".*";
+  natsConnection* connected = nullptr;
+  status = natsConnection_Connect(&connected, made);
+  NatsOwned<natsConnection> connection(connected);
+  if (status != NATS_OK) return fail(nats_error(status, no_connection(), true));
   natsSubscription* answers = nullptr;
-  status =
-      natsConnection_Subscribe(&answers, connection, (inbox_ + ".*").c_str(), NatsCallbacks::answer, key);
+  status = natsConnection_Subscribe(&answers, connected, inboxes.c_str(), NatsCallbacks::answer, key);
+  // Both or neither: without a subscription no message would ever be acknowledged.
+  if (status != NATS_OK) return fail(nats_error(status, no_connection() + ": natsConnection_Subscribe()"));
   answers_.reset(answers);
-  // The library may have given up already (see usable(), which makes the connection anew).
-  if (status != NATS_OK && status != NATS_CONNECTION_CLOSED)
-    return fail(nats_error(status, "natsConnection_Subscribe()"));
+  connection_ = std::move(connection);
+  const MutexLock lock(heard_mutex_);
+  heard_.connected = true;  // of which no callback tells
   return {};
 }
 
@@ -325,6 +323,7 @@ NatsPublisher::Heard NatsPublisher::take_heard() {
 bool NatsPublisher::usable() {
   // Also after two refusals of the same kind, as of credentials that have expired: then the library gives up.
   if ((!connection_ || natsConnection_IsClosed(connection_.get())) && connect_ <= Clock::now()) {
+    connect_ = Clock::now() + kAgain;  // should it throw
     const auto connected = connect();
     refused_ = connected ? "" : connected.error().message();
     connect_ = Clock::now() + backoff_.after(connects_++);
