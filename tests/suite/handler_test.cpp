@@ -4,7 +4,6 @@
 #include <array>
 #include <vector>
 
-#include "core/sigio.h"
 #include "harness/signals.h"
 #include "suite/scene.h"
 #include "suite/suite.h"
@@ -290,27 +289,6 @@ TEST_P(HandlerTest, AnotherOneThatLeavesByALongJumpTakesNothingAlong) {
   EXPECT_TRUE(eventually([&] { return times[kHigher] == 1; }));
   EXPECT_TRUE(one->triggered() && two->triggered());
 }
-
-#if SOCKALARM_LINUX
-TEST_P(HandlerTest, TheProgramsOwnHandlerForSigioMayLeaveByALongJump) {
-  if (detail::Sigio::must_stay()) return;  // an earlier test of this process left the library's in place
-  times[kSignal] = 0;
-  const Handled leaves(SIGIO, [](int, siginfo_t*, void*) { ::siglongjmp(back, 1); }, 0);
-  const Handled counts(kSignal, [](int, siginfo_t*, void*) { ++times[kSignal]; }, 0);
-  SOCKALARM_WATCHER(watcher, GetParam());
-  Scene scene(watcher);
-  sigset_t all, before;
-  ::sigfillset(&all);
-  ::pthread_sigmask(SIG_SETMASK, &all, &before);
-  const auto alarm = scene.watch.arm(send_signal(kSignal));
-  ::syscall(SYS_tgkill, ::getpid(), thread_id(), SIGIO);
-  scene.peer_leaves();
-  EXPECT_TRUE(eventually([&] { return scene.watch.peer_gone(); }));
-  if (::sigsetjmp(back, 0) == 0) ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  EXPECT_TRUE(eventually([&] { return times[kSignal] == 1; }));
-}
-#endif
 
 // Whose peers have left while the thread did not look: all come, each once.
 TEST_P(HandlerTest, SeveralAtOnceComeOnceEach) {

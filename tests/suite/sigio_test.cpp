@@ -2,6 +2,7 @@
 #include "core/sigio.h"
 
 #include <fcntl.h>
+#include <setjmp.h>
 #include <sys/resource.h>
 
 #include <optional>
@@ -123,6 +124,32 @@ TEST_P(SigioTest, ASignalDuringTheHandlerEndsTheCall) {
     EXPECT_EQ(error.get(), EINTR);
     blocked.join();
     EXPECT_EQ(signals.count(), 1);
+  }
+  ::sigaction(SIGIO, &before, nullptr);
+}
+
+sigjmp_buf back;
+
+// It runs after the library's, and before what that is to send.
+TEST_P(SigioTest, TheProgramsOwnHandlerMayLeaveByALongJump) {
+  // An earlier test of this process closed a socket before its Watch: the handlers are in place already.
+  if (detail::Sigio::must_stay()) return;
+  struct sigaction own{}, before{};
+  own.sa_handler = [](int) { ::siglongjmp(back, 1); };
+  ::sigaction(SIGIO, &own, &before);
+  {
+    SOCKALARM_WATCHER(watcher, GetParam());
+    const SignalCounter signals(SIGALRM);
+    Connection connection = tcp_pair();
+    const auto watch = watcher.watch(connection.ours.get());
+    const sigset_t block = only(used_signal(watcher));  // so that SIGIO is what the thread gets
+    ::pthread_sigmask(SIG_BLOCK, &block, nullptr);
+    const auto alarm = watch->arm(send_signal(SIGALRM));
+    connection.peer.reset();
+    EXPECT_TRUE(eventually([&] { return watch->peer_gone() || is_pending(used_signal(watcher)); }));
+    if (::sigsetjmp(back, 1) == 0) ::syscall(SYS_tgkill, ::getpid(), thread_id(), SIGIO);
+    ::pthread_sigmask(SIG_UNBLOCK, &block, nullptr);
+    EXPECT_TRUE(eventually([&] { return signals.count() == 1; }));
   }
   ::sigaction(SIGIO, &before, nullptr);
 }
