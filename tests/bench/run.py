@@ -144,7 +144,7 @@ def main():
         "--out", type=pathlib.Path, default=ROOT / "docs/benchmarks", help="folder of results.json, README.md and the plots"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="a minute instead of half an hour: shows that it runs, its figures say little"
+        "--quick", action="store_true", help="a minute instead of some 50: shows that it runs, its figures say little"
     )
     parser.add_argument(
         "--only", type=lambda text: text.split(","), help="sections, separated by commas: " + ", ".join(SECTIONS)

@@ -493,19 +493,20 @@ int Core::deliver_here(AlarmRecord& record) noexcept {
   Socket& socket = *record.socket;
   // The kernel side has seen it before the signal was sent. Otherwise the socket is asked: the dispatcher may
   // not have got to it. It is told then, for the socket's other alarms: poll() does not ask for what has been
-  // seen.
-  if (socket.slot == 0 && !(seen(*socket.state) & armed.interest) &&
-      file_identity(record.fd) == socket.cookie &&
-      note(socket, look(record.fd, socket.kind, source_->poll_style())))
-    report(record);
-  if (!(seen(*socket.state) & armed.interest)) return 0;  // ordinary data
-
-  const int number = static_cast<int>(record.signal_word.load() & SOCKALARM_SIGNAL_MASK);
-  if (number == 0) return 0;
-  Control taken = armed;
-  taken.state = Control::State::delivering;
-  std::uint64_t word = armed.pack();
-  return record.control().compare_exchange_strong(word, taken.pack()) ? number : 0;
+  // seen. Not before this alarm is taken, which it would do at once.
+  const bool tell = socket.slot == 0 && !(seen(*socket.state) & armed.interest) &&
+                    file_identity(record.fd) == socket.cookie &&
+                    note(socket, look(record.fd, socket.kind, source_->poll_style()));
+  int number = 0;
+  if (seen(*socket.state) & armed.interest) {  // else ordinary data
+    Control taken = armed;
+    taken.state = Control::State::delivering;
+    std::uint64_t word = armed.pack();
+    const int signal = static_cast<int>(record.signal_word.load() & SOCKALARM_SIGNAL_MASK);
+    if (signal != 0 && record.control().compare_exchange_strong(word, taken.pack())) number = signal;
+  }
+  if (tell) report(record);
+  return number;
 #else
   (void)record;
   return 0;
