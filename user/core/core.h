@@ -51,7 +51,8 @@ class Core final : public std::enable_shared_from_this<Core> {
   Cancelled cancel(AlarmRecord& record, bool wait) noexcept;
 
   // Signal-driven I/O, in a signal handler of the thread that armed: takes the alarm if what it waits for has
-  // happened. Answers the number of the signal that is to be sent now, before delivered_here(), or 0.
+  // happened. Answers the number of the signal, or 0. Whoever gets it sends it, or runs its handler, in this
+  // run of the handler; delivered_here() lets the rest of the chain go on, and may come before that.
   int deliver_here(AlarmRecord& record) noexcept;
   void delivered_here(AlarmRecord& record) noexcept;
 

@@ -253,9 +253,9 @@ Result<void> NatsPublisher::connect() {
 
   connection_.reset();
   answers_.reset();
+  const std::string inboxes = inbox_ + ".*";
   // Not tried again by the library, which would give up when it is refused, and not say why
   // (natsOptions_SetRetryOnFailedConnect() of libnats 3.4).
-  const std::string inboxes = inbox_ + ".*";
   natsConnection* connected = nullptr;
   status = natsConnection_Connect(&connected, made);
   NatsOwned<natsConnection> connection(connected);
